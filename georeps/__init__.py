@@ -1,0 +1,20 @@
+"""georeps: representations for geo-localization and remote sensing.
+
+The package holds what the chapters of the book share; read it from the left:
+
+    sphere, losses, pooling      points on S2; training objectives; feature map -> vector
+    search                       exact nearest neighbours and ranks
+    encoders                     image -> feature map -> descriptor
+    metrics                      ranks, scores and distances -> the numbers of the papers
+    crossview                    Siamese-VGG and SAFA, the two-branch models
+    data                         the embedded worlds and readers of files
+    train, plots, study          the training loop, every figure, records / tables / claims
+
+A module imports only from its left (tests/test_package.py holds the order). Import modules, not names:
+`from georeps import search, metrics`.
+
+Axes, used in every signature: b batch, q queries, g gallery, d channels, h w grid, k neighbours, c classes, s image side.
+float32 unless said.
+"""
+
+__version__ = "0.1.0"

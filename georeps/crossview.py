@@ -1,0 +1,89 @@
+"""Cross-view matching: two branches, one for each view, one embedding space.
+
+Siamese-VGG (Zhu et al., VIGOR, 2021) and SAFA (Shi et al., 2019), as re-implemented in the thesis, 3.2 and 6.1.
+
+    SAFA:  f = concat_k  sum_ij  M_k(i, j) y(i, j),    M_k = FC2_k(FC1_k(max_c y_c))
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from georeps import encoders, pooling
+
+
+class SpatialAware(nn.Module):
+    """SAFA's aggregation: `heads` position maps computed from the grid weigh it, and their sums are concatenated.
+
+    The grid size is fixed because the maps come from fully connected layers over positions. Paper (thesis, 6.1, and
+    VIGOR's code): channels are reduced by their maximum. SAFA's own code takes the mean: `reduction="mean"`.
+    No non-linearity stands between the two layers and no softmax after them, in either code.
+    """
+
+    def __init__(self, dim: int, grid: tuple[int, int], *, heads: int = 8, reduction: Literal["max", "mean"] = "max"):
+        super().__init__()
+        if reduction not in ("max", "mean"):
+            raise ValueError(f"reduction: expected 'max' or 'mean', found {reduction!r}")
+        cells = grid[0] * grid[1]
+        hidden = max(1, cells // 2)
+        self.grid, self.reduction = tuple(grid), reduction
+        self.first = nn.ModuleList(nn.Linear(cells, hidden) for _ in range(heads))
+        self.second = nn.ModuleList(nn.Linear(hidden, cells) for _ in range(heads))
+        self.out_dim = dim * heads
+
+    def forward(self, x: Float[Tensor, "b d h w"]) -> pooling.Pooled:
+        if tuple(x.shape[-2:]) != self.grid:
+            raise ValueError(f"x: expected a grid of {self.grid}, found {tuple(x.shape[-2:])}: the image size differs")
+        reduced = x.amax(dim=1) if self.reduction == "max" else x.mean(dim=1)
+        cells = reduced.flatten(1)
+        maps = torch.stack([b(a(cells)) for a, b in zip(self.first, self.second, strict=True)], dim=1)
+        vector = torch.einsum("bkn,bdn->bkd", maps, x.flatten(2)).flatten(1)
+        return pooling.Pooled(vector, maps.mean(dim=1).view(-1, *self.grid))
+
+
+class TwoBranch(nn.Module):
+    """One descriptor network a view; calling it describes a batch of pairs."""
+
+    def __init__(self, ground: encoders.Descriptor, satellite: encoders.Descriptor):
+        super().__init__()
+        self.ground, self.satellite = ground, satellite
+
+    def forward(
+        self, ground: Float[Tensor, "b 3 h w"], satellite: Float[Tensor, "b 3 i j"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+        return self.ground(ground), self.satellite(satellite)
+
+
+def siamese_vgg(
+    *, width: float = 1.0, dim: int = 4096, last_pool: bool = True, weights: str | None = None
+) -> TwoBranch:
+    """Siamese-VGG: unshared VGG16 trunks, average pooling, one fully connected layer that both views share.
+
+    The thesis prints an MLP 512-512-128 in 6.1 (the head of MoCo) but 4096 outputs and one shared layer in 4.2: the
+    latter is VIGOR's model and is built here.
+    """
+    trunks = [encoders.VGG16(width=width, last_pool=last_pool, weights=weights) for _ in range(2)]
+    shared = nn.Linear(trunks[0].out_dim, dim)
+    return TwoBranch(*(encoders.Descriptor(t, pooling.GAP(t.out_dim), shared) for t in trunks))
+
+
+def safa(
+    *,
+    ground_size: tuple[int, int],
+    satellite_size: tuple[int, int],
+    width: float = 1.0,
+    heads: int = 8,
+    reduction: Literal["max", "mean"] = "max",
+    last_pool: bool = True,
+    weights: str | None = None,
+) -> TwoBranch:
+    """SAFA: unshared VGG16 trunks and spatial-aware aggregation; sizes are (height, width) in pixels."""
+
+    def branch(size: tuple[int, int]) -> encoders.Descriptor:
+        trunk = encoders.VGG16(width=width, last_pool=last_pool, weights=weights)
+        grid = (size[0] // trunk.stride, size[1] // trunk.stride)
+        return encoders.Descriptor(trunk, SpatialAware(trunk.out_dim, grid, heads=heads, reduction=reduction))
+
+    return TwoBranch(branch(ground_size), branch(satellite_size))

@@ -1,0 +1,40 @@
+"""The embedded worlds (earth) and readers of files (images).
+
+What a world builds is stored once, by content hash, under `GEOREPS_CACHE` (default: the user's cache folder), and
+opened memory-mapped ever after; deleting the folder costs only time.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+
+def cache_folder() -> Path:
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "georeps"
+    return Path(os.environ.get("GEOREPS_CACHE", default))
+
+
+def cached(name: str, parameters: dict, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays that `build` returns, from disk where (name, parameters) were built before; memory-mapped, read-only.
+
+    `parameters` must hold all that the arrays depend on, a version of the code included. A kill while writing leaves
+    nothing behind that a later call would take for whole.
+    """
+    key = hashlib.sha256(json.dumps([name, parameters], sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder() / f"{name}-{key}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+        for part, array in build().items():
+            np.save(partial / f"{part}.npy", array)
+        try:
+            os.rename(partial, folder)
+        except OSError:  # another process was first with the same content
+            shutil.rmtree(partial)
+    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}

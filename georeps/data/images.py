@@ -1,0 +1,57 @@
+"""Image files on disk, decoded lazily in worker processes; an error names the file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+
+class CorruptImage(ValueError):
+    """A file that is there but does not decode."""
+
+
+def load(path: Path | str, *, size: tuple[int, int] | None = None) -> UInt8[Tensor, "3 h w"]:
+    """One file as RGB; with `size` = (height, width) in pixels resampled to it by area-aware bilinear filtering.
+
+    Raises FileNotFoundError, or CorruptImage for what no decoder can read to its end; both name the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected an image, found no file")
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise CorruptImage(f"{path}: expected a whole image, found {path.stat().st_size} bytes that fail: {error}") from error
+    if size is not None:
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+class Files(Dataset):
+    """The images of `paths`, decoded when asked for: item i is "3 h w" uint8 of `size` = (height, width)."""
+
+    def __init__(self, paths: Sequence[Path | str], size: tuple[int, int]):
+        self.paths, self.size = list(paths), size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> UInt8[Tensor, "3 h w"]:
+        return load(self.paths[i], size=self.size)
+
+
+def load_all(
+    paths: Sequence[Path | str], *, size: tuple[int, int], workers: int = 0, batch: int = 64
+) -> UInt8[Tensor, "n 3 h w"]:
+    """Every file, in order, decoded by `workers` processes (0: in this one)."""
+    if len(paths) == 0:
+        raise ValueError("paths: expected at least one image file, found none")
+    loader = DataLoader(Files(paths, size), batch_size=batch, num_workers=workers)
+    return torch.cat(list(tqdm(loader, desc="decode", unit="batch", mininterval=1.0)))

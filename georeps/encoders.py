@@ -1,0 +1,109 @@
+"""Image -> feature map -> descriptor.
+
+    descriptor = normalise(projection(pooling(trunk(image))))
+
+The trunk is VGG16 (Simonyan & Zisserman, 2015), the network of both cross-view models (thesis, 6.1).
+"""
+
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from georeps import pooling
+
+VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+VGG16_FILE = "vgg16-397923af.pth"  # torchvision's IMAGENET1K_V1 state dict
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class VGG16(nn.Module):
+    """The convolutional part of VGG16: image in [0, 1] -> grid of stride 32 (16 without the last pooling).
+
+    `width` multiplies every channel count (1/4 trains in seconds on a laptop). The layers and their names are
+    torchvision's `vgg16().features`, so its state dict loads; `weights` is a path, or "imagenet" for the file that
+    torch hub caches, and needs width 1. Without weights: He initialisation.
+    """
+
+    def __init__(self, *, width: float = 1.0, last_pool: bool = True, weights: str | Path | None = None):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for block in VGG16_BLOCKS:
+            for out in (round(c * width) for c in block):
+                layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = out
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*(layers if last_pool else layers[:-1]))
+        self.out_dim = channels
+        self.stride = 32 if last_pool else 16
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        if weights is not None:
+            self._load(weights, width)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d i j"]:
+        return self.features((image - self.mean) / self.std)
+
+    def _load(self, weights: str | Path, width: float) -> None:
+        if width != 1.0:
+            raise ValueError(f"weights: published VGG16 weights need width 1.0, found width {width}")
+        path = imagenet_weights() if weights == "imagenet" else Path(weights)
+        if not path.is_file():
+            raise FileNotFoundError(f"weights: expected a torchvision VGG16 state dict, found no file {path}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = {k: v for k, v in state.items() if k.startswith("features.")}
+        missing = sorted(set(self.state_dict()) - set(found))
+        if missing:
+            raise ValueError(f"weights: {path} lacks {len(missing)} of the VGG16 layers, first {missing[0]}")
+        self.load_state_dict(found)
+
+
+def imagenet_weights() -> Path:
+    """The ImageNet VGG16 file in torch hub's cache; FileNotFoundError says how to get it."""
+    hub = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")) / "hub" / "checkpoints"
+    path = hub / VGG16_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"weights: 'imagenet' expects {path}, which is not there. On a machine with internet run\n"
+            "  python -c 'import torchvision; torchvision.models.vgg16(weights=\"IMAGENET1K_V1\")'\n"
+            f"and copy {VGG16_FILE} there, or pass its path as weights."
+        )
+    return path
+
+
+class Descriptor(nn.Module):
+    """Trunk, pooling, projection (None: none), L2 normalisation: image "b 3 h w" in [0, 1] -> unit rows "b d"."""
+
+    def __init__(self, trunk: nn.Module, pool: nn.Module, projection: nn.Module | None = None):
+        super().__init__()
+        self.trunk, self.pool, self.projection = trunk, pool, projection
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        pooled: pooling.Pooled = self.pool(self.trunk(image))
+        vector = pooled.vector if self.projection is None else self.projection(pooled.vector)
+        return F.normalize(vector, dim=-1)
+
+
+@torch.no_grad()
+def describe(encoder: nn.Module, images: Tensor, *, batch: int = 256) -> Float[Tensor, "n d"]:
+    """Descriptors of uint8 images "n 3 h w", batch by batch on the encoder's device, in evaluation mode; float32 on CPU.
+
+    The mode the encoder was in is restored.
+    """
+    device = next(encoder.parameters()).device
+    training = encoder.training
+    encoder.eval()
+    try:
+        parts = [encoder(part.to(device).float() / 255).float().cpu() for part in images.split(batch)]
+    finally:
+        encoder.train(training)
+    return torch.cat(parts)

@@ -1,0 +1,70 @@
+"""Training objectives on batches of descriptors.
+
+Soft-margin triplet (thesis, Eq. 3.3-3.4), InfoNCE (Eq. 3.1) and uniformity (Eq. 3.5-3.9).
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def soft_margin_triplet(
+    ground: Float[Tensor, "b d"],
+    satellite: Float[Tensor, "b d"],
+    gamma: float = 10.0,
+    *,
+    distance: Literal["l2", "squared"] = "l2",
+    gamma_place: Literal["outside", "inside"] = "outside",
+) -> Float[Tensor, ""]:
+    """Mean soft-margin triplet loss over both directions; row i of one view matches row i of the other.
+
+    Paper (thesis, Eq. 3.3): log(1 + gamma exp(d_pos - d_neg)) with L2 distances, summed over the 2 B (B - 1) triplets
+    of Eq. 3.4. Here: their mean, so that the value does not grow with the batch. Published code (CVM-Net, SAFA, VIGOR)
+    has gamma inside, log(1 + exp(gamma (d_pos - d_neg))), on squared distances: `gamma_place="inside"`,
+    `distance="squared"`. Outside, gamma only shifts the margin by log(gamma); inside, it scales the slope.
+
+    Raises ValueError for a batch of fewer than two pairs, which holds no triplet.
+    """
+    n = ground.shape[0]
+    if n < 2:
+        raise ValueError(f"ground: a triplet needs at least 2 pairs in the batch, found {n}")
+    squared = (2 - 2 * F.normalize(ground, dim=-1) @ F.normalize(satellite, dim=-1).T).clamp(min=0)
+    pairwise = squared if distance == "squared" else (squared + 1e-12).sqrt()
+    positive = pairwise.diagonal()
+    margin = torch.stack([positive[:, None] - pairwise, positive[None, :] - pairwise])
+    loss = F.softplus(margin + math.log(gamma) if gamma_place == "outside" else gamma * margin)
+    return loss[:, ~torch.eye(n, dtype=torch.bool, device=loss.device)].mean()
+
+
+def info_nce(
+    query: Float[Tensor, "b d"],
+    key: Float[Tensor, "b d"],
+    queue: Float[Tensor, "m d"],
+    temperature: float = 0.2,
+) -> Float[Tensor, ""]:
+    """InfoNCE of each query against its own key and the m negatives of the queue (Eq. 3.1); rows are normalised inside.
+
+    The mean over the batch, in nats. The other keys of the batch are not negatives (MoCo's convention).
+    """
+    query, key, queue = (F.normalize(x, dim=-1) for x in (query, key, queue))
+    positive = (query * key).sum(-1, keepdim=True)
+    logits = torch.cat([positive, query @ queue.T], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
+
+
+def uniformity(x: Float[Tensor, "b d"], t: float = 2.0) -> Float[Tensor, ""]:
+    """Log of the average Gaussian potential exp(-t |x_i - x_j|^2) over pairs i != j of normalised rows (Eq. 3.5).
+
+    Eq. 3.6-3.9 print the sum where Eq. 3.5 has the mean: they differ by the constant log(n (n - 1)), not in gradient.
+    """
+    if x.shape[0] < 2:
+        raise ValueError(f"x: uniformity needs at least 2 rows, found {x.shape[0]}")
+    x = F.normalize(x, dim=-1)
+    n = x.shape[0]
+    exponent = 2 * t * (x @ x.T - 1)
+    exponent = exponent.masked_fill(torch.eye(n, dtype=torch.bool, device=x.device), -math.inf)
+    return exponent.logsumexp(dim=(0, 1)) - math.log(n * (n - 1))

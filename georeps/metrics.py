@@ -1,0 +1,98 @@
+"""From ranks, scores and distances to the numbers that papers print.
+
+Recall, average precision, GeoScore, and the spread of descriptors on the sphere: uniformity and alignment (Wang & Isola,
+2020; thesis, Eq. 3.5) and utilization (dissertation, Eq. 2.24).
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from georeps import search
+
+
+def recall_at(ranks: Int64[Tensor, "q"], k: int) -> float:
+    """R@k: share of queries whose match is among the k best (rank < k, rank 0 = best)."""
+    if len(ranks) == 0:
+        raise ValueError("ranks: expected at least one query, found none")
+    if k < 1:
+        raise ValueError(f"k: expected k >= 1, found {k}")
+    return (ranks < k).double().mean().item()
+
+
+def recall_at_percent(
+    ranks: Int64[Tensor, "q"],
+    gallery_size: int,
+    percent: float = 1.0,
+    convention: Literal["floor", "floor+1"] = "floor",
+) -> float:
+    """R@p%: recall at a share of the gallery.
+
+    "floor": k = floor(p N / 100), at least 1 (Sample4Geo, TransGeo, SAFA's test scripts). "floor+1": one more (VIGOR,
+    SAFA's training scripts). On a gallery of N = 46,563 the two differ by one place in 466.
+    """
+    if convention not in ("floor", "floor+1"):
+        raise ValueError(f"convention: expected 'floor' or 'floor+1', found {convention!r}")
+    k = math.floor(gallery_size * percent / 100 + 1e-9) + (convention == "floor+1")
+    return recall_at(ranks, max(1, k))
+
+
+def average_precision(
+    scores: Float[Tensor, "q g"], relevant: Bool[Tensor, "q g"], *, form: Literal["hits", "trapezoid"] = "hits"
+) -> Float[Tensor, "q"]:
+    """Average precision of each query over its whole gallery; NaN where nothing is relevant.
+
+    "hits": the mean of the precision at each hit (PatternCom, metric learning). "trapezoid": the area under the
+    precision-recall curve by trapezoids (revisited Oxford and Paris). A relevant row tied with irrelevant ones is placed
+    after them. The mean over queries is left to the caller, who must say what becomes of NaN.
+    """
+    if form not in ("hits", "trapezoid"):
+        raise ValueError(f"form: expected 'hits' or 'trapezoid', found {form!r}")
+    if not bool(scores.isfinite().all()):
+        raise ValueError("scores: expected finite scores, found NaN or infinity")
+    return torch.stack([_one_average_precision(s, r, form) for s, r in zip(scores, relevant, strict=True)])
+
+
+def _one_average_precision(scores: Tensor, relevant: Tensor, form: str) -> Tensor:
+    hits = scores[relevant].sort(descending=True).values
+    if len(hits) == 0:
+        return torch.tensor(math.nan)
+    misses = (-scores[~relevant]).sort().values
+    ahead = torch.searchsorted(misses, -hits, right=True)  # irrelevant rows that score at least as high
+    found = torch.arange(1, len(hits) + 1, device=hits.device)
+    precision = found / (found + ahead)
+    if form == "trapezoid":
+        before = torch.where(found + ahead == 1, 1.0, (found - 1) / (found + ahead - 1).clamp(min=1))
+        precision = (before + precision) / 2
+    return precision.mean()
+
+
+def geoscore(km: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+    """GeoGuessr's score, 5000 exp(-km / 1492.7), between 0 and 5000 (OSV-5M)."""
+    return 5000 * torch.exp(-km / 1492.7)
+
+
+def uniformity(x: Float[Tensor, "b d"], t: float = 2.0) -> float:
+    """Log of the average Gaussian potential over pairs i != j (Eq. 3.5), without the pairwise matrix; lower is more uniform.
+
+    Rows are l2-normalised first. 0 for collapsed rows, about -2t for rows spread over many dimensions.
+    """
+    if len(x) < 2:
+        raise ValueError(f"x: uniformity needs at least 2 rows, found {len(x)}")
+    x = F.normalize(x.double(), dim=1)
+    total = sum(torch.exp(2 * t * (rows @ x.T - 1)).sum() for rows in x.split(1024)) - len(x)
+    return math.log(float(total) / (len(x) * (len(x) - 1)))
+
+
+def alignment(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], alpha: float = 2.0) -> float:
+    """Mean distance to the power alpha between matched rows, l2-normalised first; 0 where matches coincide."""
+    return (F.normalize(x, dim=1) - F.normalize(y, dim=1)).norm(dim=1).pow(alpha).mean().item()
+
+
+def utilization(test: Float[Tensor, "q d"], train: Float[Tensor, "g d"]) -> float:
+    """Mean squared distance of test descriptors to their closest training descriptor (Eq. 2.24); rows l2-normalised first."""
+    return search.nearest(F.normalize(test, dim=1), F.normalize(train, dim=1)).mean().item()

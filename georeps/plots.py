@@ -1,0 +1,158 @@
+"""Every figure the book draws: data in, a matplotlib figure out; nothing is saved or shown here."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from jaxtyping import Float, Int64, UInt8
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from georeps import study
+from georeps.data import earth
+
+PALETTE = sns.color_palette("colorblind")
+TRAIN, TEST = PALETTE[0], PALETTE[1]
+VERDICTS = {"holds": PALETTE[2], "fails": PALETTE[3], "undecided": PALETTE[7], "not tested": "0.75"}
+
+
+def style() -> None:
+    """The book's look; called once at the top of a chapter."""
+    sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
+    mpl.rcParams |= {"figure.dpi": 100, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False}
+
+
+def world(*, title: str = "", imagery: bool = False, extent: tuple[float, float, float, float] | None = None) -> Figure:
+    """An empty map, longitude and latitude in degrees, coasts drawn; `extent` = (west, east, south, north)."""
+    west, east, south, north = extent or (-180, 180, -60, 75)
+    height = 8 * (north - south) / (east - west) + 0.6
+    figure, ax = plt.subplots(figsize=(8, min(8, max(3, height))), layout="constrained")
+    if imagery:
+        ax.imshow(earth.layer("optical")[::2, ::2], extent=(-180, 180, -90, 90), interpolation="bilinear")
+    for line in earth.outlines("coast", resolution="l" if extent else "c"):
+        ax.plot(*_split_at_dateline(line), color="white" if imagery else "0.35", linewidth=0.5, zorder=2)
+    ax.set(xlim=(west, east), ylim=(south, north), xlabel="longitude (degrees)", ylabel="latitude (degrees)", title=title)
+    ax.set_aspect("equal")
+    return figure
+
+
+def split_map(train: Float[Tensor, "n 2"], test: Float[Tensor, "m 2"], *, title: str) -> Figure:
+    """Where the training and test patches lie."""
+    figure = world(title=title)
+    ax = figure.axes[0]
+    for points, colour, name in ((train, TRAIN, "train"), (test, TEST, "test")):
+        ax.scatter(points[:, 1], points[:, 0], s=3, color=colour, label=f"{name} ({len(points):,})", zorder=3, linewidths=0)
+    ax.legend(loc="lower left", markerscale=3, frameon=True)
+    return figure
+
+
+def image_grid(
+    rows: Sequence[UInt8[Tensor, "n 3 h w"]], *, names: Sequence[str], titles: Sequence[str] | None = None
+) -> Figure:
+    """Rows of images; column i of every row belongs together, `titles[i]` stands above it."""
+    columns = len(rows[0])
+    figure, axes = plt.subplots(len(rows), columns, figsize=(1.1 * columns, 1.15 * len(rows) + 0.3), squeeze=False)
+    for r, images in enumerate(rows):
+        for c in range(columns):
+            _show(axes[r, c], images[c])
+        axes[r, 0].set_ylabel(names[r], fontsize=9)
+    for c, title in enumerate(titles or []):
+        axes[0, c].set_title(title, fontsize=8)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def balance(counts: Mapping[str, pd.Series]) -> Figure:
+    """Share of patches by class, one panel a column of `counts`: name -> series indexed by (part, class)."""
+    figure, axes = plt.subplots(1, len(counts), figsize=(4.2 * len(counts), 3.6), layout="constrained", squeeze=False)
+    for ax, (name, series) in zip(axes[0], counts.items(), strict=True):
+        table = series.rename("share").reset_index()
+        sns.barplot(table, y=table.columns[1], x="share", hue=table.columns[0], hue_order=["train", "test"], ax=ax)
+        ax.set(xlabel="share of patches (%)", ylabel="", title=name)
+        ax.legend(title="", frameon=False)
+    return figure
+
+
+def recall_curves(ranks: Mapping[str, Sequence[Int64[Tensor, "q"]]], *, gallery: int, title: str = "") -> Figure:
+    """R@k against k, mean over seeds with its 95% t interval as a band; `ranks`: name -> one vector of ranks a seed."""
+    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    ks = np.unique(np.geomspace(1, gallery, 60).round().astype(int))
+    for (name, runs), colour in zip(ranks.items(), PALETTE, strict=False):
+        curves = np.array([[(run.numpy() < k).mean() * 100 for k in ks] for run in runs])
+        bands = np.array([study.interval(column)[:2] for column in curves.T])
+        ax.plot(ks, bands[:, 0], color=colour, label=f"{name} (n={len(runs)})")
+        if len(runs) > 1:
+            low, high = bands[:, 0] - bands[:, 1], bands[:, 0] + bands[:, 1]
+            ax.fill_between(ks, low.clip(0, 100), high.clip(0, 100), color=colour, alpha=0.2, linewidth=0)
+    ax.plot(ks, 100 * ks / gallery, color="0.5", linestyle=":", label="chance")
+    ax.set(xscale="log", xlabel="k", ylabel="R@k (%)", ylim=(0, 100), xlim=(1, gallery), title=title)
+    ax.legend(frameon=False)
+    return figure
+
+
+def retrieval_strips(
+    queries: UInt8[Tensor, "q 3 h w"],
+    gallery: UInt8[Tensor, "g 3 i j"],
+    retrieved: Int64[Tensor, "q k"],
+    match: Int64[Tensor, "q"],
+    ranks: Int64[Tensor, "q"],
+) -> Figure:
+    """A row a query: the query, its match, and the best retrieved; the frame is green on the match, red elsewhere."""
+    n, k = retrieved.shape
+    figure, axes = plt.subplots(n, k + 2, figsize=(1.05 * (k + 2), 1.12 * n + 0.3), squeeze=False)
+    for r in range(n):
+        _show(axes[r, 0], queries[r])
+        _show(axes[r, 1], gallery[match[r]], frame="0.3")
+        axes[r, 0].set_ylabel(f"rank {int(ranks[r]) + 1}", fontsize=9)
+        for c in range(k):
+            right = bool(retrieved[r, c] == match[r])
+            _show(axes[r, c + 2], gallery[retrieved[r, c]], frame=VERDICTS["holds"] if right else VERDICTS["fails"])
+    for c, title in enumerate(["query", "match", *(str(i + 1) for i in range(k))]):
+        axes[0, c].set_title(title, fontsize=9)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def heatmap(latlon: Float[Tensor, "g 2"], scores: Float[Tensor, "g"], truth: Float[Tensor, "2"], *, title: str) -> Figure:
+    """Localization heatmap (thesis, Figure 6.1): the score of one query against every gallery place, on the map."""
+    figure = world(title=title)
+    ax = figure.axes[0]
+    order = scores.argsort()
+    points = ax.scatter(latlon[order, 1], latlon[order, 0], c=scores[order], s=6, cmap="rocket_r", zorder=3, linewidths=0)
+    ax.axhline(float(truth[0]), color=PALETTE[0], linestyle=":", linewidth=1)
+    ax.axvline(float(truth[1]), color=PALETTE[0], linestyle=":", linewidth=1)
+    figure.colorbar(points, ax=ax, label="cosine similarity to the query", shrink=0.7)
+    return figure
+
+
+def verdicts(ledger: pd.DataFrame) -> Figure:
+    """Margins of the tested claims with their 95% bootstrap intervals; right of 0 is in the claim's favour."""
+    tested = ledger[ledger.verdict != "not tested"].iloc[::-1]
+    figure, ax = plt.subplots(figsize=(7, 0.5 * max(2, len(tested)) + 1), layout="constrained")
+    for y, row in enumerate(tested.itertuples()):
+        ax.plot([row.low, row.high], [y, y], color=VERDICTS[row.verdict], linewidth=2)
+        ax.plot(row.margin, y, "o", color=VERDICTS[row.verdict])
+    ax.axvline(0, color="0.3", linewidth=1)
+    ax.set_yticks(range(len(tested)), [f"{row.id} (n={row.n})" for row in tested.itertuples()])
+    ax.set(xlabel="margin of the check (in its own unit)", ylim=(-0.6, len(tested) - 0.4))
+    handles = [mpl.lines.Line2D([], [], color=c, marker="o", label=v) for v, c in VERDICTS.items() if v in set(tested.verdict)]
+    if handles:
+        ax.legend(handles=handles, frameon=False)
+    return figure
+
+
+def _show(ax: plt.Axes, image: UInt8[Tensor, "3 h w"], frame: str | tuple | None = None) -> None:
+    ax.imshow(image.permute(1, 2, 0))
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set(visible=frame is not None, color=frame, linewidth=2.5)
+
+
+def _split_at_dateline(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Longitudes and latitudes of a polyline, with a gap where it jumps across the map."""
+    jumps = np.flatnonzero(np.abs(np.diff(line[:, 1])) > 180) + 1
+    line = np.insert(line.astype(float), jumps, np.nan, axis=0)
+    return line[:, 1], line[:, 0]

@@ -1,0 +1,286 @@
+"""Results, tables and claims: what a run measured, what the paper printed, and whether the sentence holds here.
+
+    record    book/results/<profile>/<chapter>-s<seed>.json, one a run: metric id -> value
+    table     paper | here mean +- 95% interval over n seeds | where it ran
+    claim     a check over metric ids, its margin on each seed, a paired bootstrap over seeds, a verdict
+"""
+
+import ast
+import csv
+import json
+import math
+import operator
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from scipy import stats
+
+import georeps
+
+LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "faiss-cpu")
+REFERENCE_COLUMNS = ["source", "table", "row", "column", "value", "metric"]
+CLAIM_KEYS = {"id", "source", "sentence", "check", "data", "papers_own_data"}
+MIN_SEEDS = 3  # fewer give no verdict
+RESAMPLES = 10_000
+ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+COMPARISONS = {ast.Gt: 1, ast.GtE: 1, ast.Lt: -1, ast.LtE: -1}
+
+
+@dataclass
+class Record:
+    chapter: str
+    profile: str
+    seed: int
+    device: str
+    parameters: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    wall_s: float = 0.0
+
+
+class Run:
+    """One run of one chapter: collects metrics, then writes the record.
+
+    >>> run = study.Run("03_crossview", profile=profile, seed=seed, device=device, parameters={"epochs": epochs})
+    >>> run["crossview.safa.cross.s1.r1"] = 12.3
+    >>> run.save()
+    """
+
+    def __init__(self, chapter: str, *, profile: str, seed: int, device: str, parameters: dict[str, Any]):
+        self.started = time.monotonic()
+        self.record = Record(chapter, profile, seed, device_name(device), parameters, versions=_versions())
+
+    def __setitem__(self, metric: str, value: float) -> None:
+        value = float(value)
+        if not math.isfinite(value):
+            raise ValueError(f"{metric}: expected a finite value, found {value}")
+        if metric in self.record.metrics:
+            raise ValueError(f"{metric}: recorded twice in one run")
+        self.record.metrics[metric] = value
+
+    def save(self) -> Path:
+        """Write the record whole or not at all; returns its path."""
+        self.record.wall_s = round(time.monotonic() - self.started, 1)
+        folder = results_folder() / self.record.profile
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.record.chapter}-s{self.record.seed}.json"
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        partial.write_text(json.dumps(asdict(self.record), indent=1, sort_keys=True) + "\n")
+        os.replace(partial, path)
+        return path
+
+
+def device_name(device: str) -> str:
+    """"cpu (2 threads)" or the GPU's own name."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def pick_device(device: str) -> str:
+    """"auto" -> "cuda" where torch sees one, else "cpu"; anything else as it is."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def book_folder() -> Path:
+    """The folder that holds `_toc.yml`: GEOREPS_BOOK, or the nearest `book/` at or above the working folder."""
+    if "GEOREPS_BOOK" in os.environ:
+        return Path(os.environ["GEOREPS_BOOK"])
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        for book in (folder, folder / "book"):
+            if (book / "_toc.yml").is_file():
+                return book
+    raise FileNotFoundError(f"study: no book/_toc.yml at or above {Path.cwd()}; set GEOREPS_BOOK to the book's folder")
+
+
+def results_folder() -> Path:
+    """GEOREPS_RESULTS, or `results` in the book's folder."""
+    return Path(os.environ["GEOREPS_RESULTS"]) if "GEOREPS_RESULTS" in os.environ else book_folder() / "results"
+
+
+def records(profile: str, *, chapter: str | None = None, seeds: int | None = None) -> list[Record]:
+    """All records of a profile, by chapter and seed; with `seeds`, those of seeds 0..seeds-1 alone."""
+    found = [_read_record(path) for path in sorted((results_folder() / profile).glob("*.json"))]
+    found = [r for r in found if chapter is None or r.chapter == chapter]
+    return sorted((r for r in found if seeds is None or r.seed < seeds), key=lambda r: (r.chapter, r.seed))
+
+
+def values(found: Iterable[Record]) -> dict[str, dict[int, float]]:
+    """metric id -> seed -> value."""
+    table: dict[str, dict[int, float]] = {}
+    for record in found:
+        for metric, value in record.metrics.items():
+            if record.seed in table.setdefault(metric, {}):
+                raise ValueError(f"{metric}: recorded by two chapters for seed {record.seed}, one of them {record.chapter}")
+            table[metric][record.seed] = value
+    return table
+
+
+def interval(sample: Iterable[float]) -> tuple[float, float, int]:
+    """Mean, half-width of its 95% t interval (NaN for one value), and n."""
+    sample = np.asarray(list(sample), float)
+    n = len(sample)
+    half = stats.t.ppf(0.975, n - 1) * sample.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    return float(sample.mean()), float(half), n
+
+
+def format_interval(sample: Iterable[float], digits: int = 1) -> str:
+    mean, half, n = interval(sample)
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if n > 1 else "") + f" (n={n})"
+
+
+def reference(path: Path | str) -> pd.DataFrame:
+    """A paper's printed numbers: source, table, row, column, value, and the metric id that measures the same here.
+
+    Raises ValueError naming the file and line of a row that has not six cells or whose value is no number.
+    """
+    path = Path(path)
+    with path.open(newline="") as file:
+        lines = csv.reader(file)
+        header = next(lines, [])
+        if header != REFERENCE_COLUMNS:
+            raise ValueError(f"{path}, line 1: expected the columns {','.join(REFERENCE_COLUMNS)}, found {','.join(header)}")
+        rows = [_reference_row(path, lines.line_num, row) for row in lines]
+    return pd.DataFrame(rows, columns=REFERENCE_COLUMNS)
+
+
+def compare(paper: pd.DataFrame, found: list[Record]) -> pd.DataFrame:
+    """Paper-vs-here: one line a printed number; `here` is mean ± 95% interval (n seeds), or "not run"."""
+    here = values(found)
+    where = {metric: f"{r.profile}, {r.device}" for r in found for metric in r.metrics}
+    table = paper[["table", "row", "column"]].copy()
+    table["paper"] = paper.value
+    table["here"] = [format_interval(here[m].values()) if m in here else "not run" for m in paper.metric]
+    table["where"] = [where.get(m, "") for m in paper.metric]
+    return table
+
+
+def claims(path: Path | str, found: list[Record]) -> pd.DataFrame:
+    """The ledger, evaluated: a line a claim with margin, its 95% paired bootstrap interval over seeds, n and verdict.
+
+    A check is a comparison of arithmetic over metric ids: `a - b > 2`, `a > b > c`. Its margin on a seed is how far the
+    comparison is met (the worst link of a chain). The verdict is "holds" where the interval lies above 0, "fails" below
+    0, "undecided" across 0 or with fewer than three seeds, "not tested" where a metric is missing.
+    """
+    here = values(found)
+    return pd.DataFrame([_evaluate(claim, here) for claim in _read_claims(Path(path))])
+
+
+def bootstrap(margins: Iterable[float], *, seed: int = 0) -> tuple[float, float]:
+    """95% percentile interval of the mean over resampled seeds."""
+    margins = np.asarray(list(margins), float)
+    draws = np.random.default_rng(seed).integers(len(margins), size=(RESAMPLES, len(margins)))
+    low, high = np.percentile(margins[draws].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _versions() -> dict[str, str]:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    found = {name: version(name) for name in LIBRARIES if _installed(name)}
+    return found | {"georeps": georeps.__version__, "commit": commit or "unknown", "python": platform.python_version()}
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except ImportError:
+        return False
+
+
+def _read_record(path: Path) -> Record:
+    try:
+        return Record(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: expected a results record, found {error}") from error
+
+
+def _reference_row(path: Path, line: int, row: list[str]) -> list:
+    if len(row) != len(REFERENCE_COLUMNS):
+        raise ValueError(f"{path}, line {line}: expected {len(REFERENCE_COLUMNS)} cells, found {len(row)}")
+    try:
+        return [*row[:4], float(row[4]), row[5]]
+    except ValueError:
+        raise ValueError(f"{path}, line {line}: expected a number as value, found {row[4]!r}") from None
+
+
+def _read_claims(path: Path) -> list[dict]:
+    found = yaml.safe_load(path.read_text())
+    for i, claim in enumerate(found):
+        if set(claim) != CLAIM_KEYS:
+            raise ValueError(f"{path}, claim {i + 1}: expected the keys {sorted(CLAIM_KEYS)}, found {sorted(claim)}")
+        try:
+            _metrics_of(_parse(claim["check"]))
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"{path}, claim {claim['id']}: {error}") from error
+    ids = [claim["id"] for claim in found]
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"{path}: expected unique ids, found {sorted(i for i in set(ids) if ids.count(i) > 1)} twice")
+    return found
+
+
+def _evaluate(claim: dict, here: dict[str, dict[int, float]]) -> dict:
+    check = _parse(claim["check"])
+    needed = _metrics_of(check)
+    row = {k: claim[k] for k in ("id", "source", "sentence", "check", "data", "papers_own_data")}
+    row |= {"margin": math.nan, "low": math.nan, "high": math.nan, "n": 0, "verdict": "not tested"}
+    if not needed <= set(here):
+        return row
+    seeds = sorted(set.intersection(*(set(here[m]) for m in needed)))
+    margins = np.array([_margin(check, {m: here[m][s] for m in needed}) for s in seeds])
+    row |= {"n": len(seeds)}
+    if len(seeds) == 0:
+        return row
+    low, high = bootstrap(margins)
+    row |= {"margin": float(margins.mean()), "low": low, "high": high, "verdict": "undecided"}
+    if len(seeds) >= MIN_SEEDS and (low > 0 or high < 0):
+        row["verdict"] = "holds" if low > 0 else "fails"
+    return row
+
+
+def _parse(check: str) -> ast.Compare:
+    node = ast.parse(check, mode="eval").body
+    if not isinstance(node, ast.Compare) or not all(type(op) in COMPARISONS for op in node.ops):
+        raise ValueError(f"check: expected a comparison with > or <, found {check!r}")
+    return node
+
+
+def _metrics_of(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Attribute | ast.Name):
+        return {ast.unparse(node)}
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return set()
+    minus = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+    if isinstance(node, ast.Compare) or minus or isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+        parts = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+        return set().union(*(_metrics_of(part) for part in parts))
+    raise ValueError(f"check: expected metric ids, numbers and + - * /, found {ast.unparse(node)!r}")
+
+
+def _margin(check: ast.Compare, at: dict[str, float]) -> float:
+    sides = [_number(side, at) for side in (check.left, *check.comparators)]
+    links = zip(check.ops, sides[:-1], sides[1:], strict=True)
+    return min(COMPARISONS[type(op)] * (left - right) for op, left, right in links)
+
+
+def _number(node: ast.AST, at: dict[str, float]) -> float:
+    if isinstance(node, ast.Constant):
+        return float(node.value)
+    if isinstance(node, ast.UnaryOp):
+        return -_number(node.operand, at)
+    if isinstance(node, ast.BinOp):
+        left, right = _number(node.left, at), _number(node.right, at)
+        return ARITHMETIC[type(node.op)](left, right)
+    return at[ast.unparse(node)]

@@ -1,0 +1,83 @@
+"""Metrics against scikit-learn, hand-made rankings and closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from georeps import losses, metrics
+
+
+def test_recall_counts_ranks_below_k():
+    ranks = torch.tensor([0, 1, 4, 5, 99])
+    assert [metrics.recall_at(ranks, k) for k in (1, 5, 6, 100)] == [0.2, 0.6, 0.8, 1.0]
+
+
+def test_recall_of_no_queries_or_k_zero_raises():
+    with pytest.raises(ValueError, match="ranks"):
+        metrics.recall_at(torch.zeros(0, dtype=torch.int64), 1)
+    with pytest.raises(ValueError, match="k: expected"):
+        metrics.recall_at(torch.zeros(1, dtype=torch.int64), 0)
+
+
+@pytest.mark.parametrize(("size", "floor"), [(8884, 88), (46563, 465), (90618, 906), (100, 1), (50, 1)])
+def test_recall_at_percent_conventions(size, floor):
+    ranks = torch.arange(size)
+    assert metrics.recall_at_percent(ranks, size) == floor / size
+    plus_one = floor + 1 if size >= 100 else 1
+    assert metrics.recall_at_percent(ranks, size, convention="floor+1") == plus_one / size
+
+
+def test_unknown_convention_raises(unchecked):
+    with pytest.raises(ValueError, match="convention"):
+        metrics.recall_at_percent(torch.arange(10), 10, convention="round")
+
+
+def test_average_precision_equals_scikit_learn_without_ties():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(20, 300, generator=generator)
+    relevant = torch.rand(20, 300, generator=generator) < 0.1
+    expected = [average_precision_score(r.numpy(), s.numpy()) for s, r in zip(scores, relevant, strict=True)]
+    assert np.allclose(metrics.average_precision(scores, relevant), expected, atol=1e-6)
+
+
+def test_trapezoid_by_hand():
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
+    relevant = torch.tensor([[True, False, True, False]])
+    # revisited Oxford: mean over hits of (precision before + precision at) / 2; before the first rank it is 1
+    assert float(metrics.average_precision(scores, relevant, form="trapezoid")) == pytest.approx(((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
+    missed_first = torch.tensor([[False, True, False, False]])
+    assert float(metrics.average_precision(scores, missed_first, form="trapezoid")) == pytest.approx((0 + 1 / 2) / 2)
+
+
+def test_average_precision_puts_ties_after_irrelevant_rows_and_names_bad_input():
+    tied = metrics.average_precision(torch.zeros(1, 4), torch.tensor([[True, False, False, False]]))
+    assert float(tied) == pytest.approx(1 / 4)
+    nothing = metrics.average_precision(torch.zeros(1, 4), torch.zeros(1, 4, dtype=torch.bool))
+    assert nothing.isnan().all()
+    with pytest.raises(ValueError, match="scores: expected finite"):
+        metrics.average_precision(torch.tensor([[math.nan]]), torch.tensor([[True]]))
+
+
+def test_geoscore_at_known_distances():
+    assert torch.allclose(metrics.geoscore(torch.tensor([0.0, 1492.7])), torch.tensor([5000.0, 5000 / math.e]))
+
+
+def test_uniformity_metric_equals_the_loss_and_needs_no_matrix():
+    x = torch.randn(2500, 16, generator=torch.Generator().manual_seed(0))
+    assert metrics.uniformity(x) == pytest.approx(float(losses.uniformity(x.double())), abs=1e-9)
+
+
+def test_alignment_of_opposite_points_is_the_squared_diameter():
+    x = torch.eye(3)
+    assert metrics.alignment(x, x) == 0
+    assert metrics.alignment(x, -2 * x) == pytest.approx(4)
+
+
+def test_utilization_is_the_mean_squared_distance_to_the_closest_training_row():
+    test, train = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), torch.randn(70, 8, generator=torch.Generator().manual_seed(1))
+    unit_test, unit_train = (x / x.norm(dim=1, keepdim=True) for x in (test, train))
+    expected = torch.cdist(unit_test, unit_train).square().min(dim=1).values.mean()
+    assert metrics.utilization(test, train) == pytest.approx(float(expected), abs=1e-5)
