@@ -5,13 +5,15 @@ Siamese-VGG (Zhu et al., VIGOR, 2021) and SAFA (Shi et al., 2019), as re-impleme
     SAFA:  f = concat_k  sum_ij  M_k(i, j) y(i, j),    M_k = FC2_k(FC1_k(max_c y_c))
 """
 
+import functools
+from collections.abc import Callable
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from georeps import encoders, pooling
+from georeps import encoders, losses, pooling
 
 
 class SpatialAware(nn.Module):
@@ -56,15 +58,42 @@ class TwoBranch(nn.Module):
         return self.ground(ground), self.satellite(satellite)
 
 
+class Matching(nn.Module):
+    """The training step of a two-branch model: indices of pairs -> soft-margin triplet loss (`train.fit` calls it).
+
+    `fetch(indices)` gives the pairs' images, uint8 "b 3 h w" each, from memory or from disk. The defaults are Eq. 3.3.
+    """
+
+    def __init__(
+        self,
+        model: TwoBranch,
+        fetch: Callable[[Int64[Tensor, "b"]], tuple[Tensor, Tensor]],
+        *,
+        gamma: float = 10.0,
+        distance: Literal["l2", "squared"] = "l2",
+        gamma_place: Literal["outside", "inside"] = "outside",
+    ):
+        super().__init__()
+        self.model, self.fetch = model, fetch
+        self.loss = functools.partial(
+            losses.soft_margin_triplet, gamma=gamma, distance=distance, gamma_place=gamma_place
+        )
+
+    def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+        device = next(self.model.parameters()).device
+        ground, satellite = (x.to(device, non_blocking=True).float() / 255 for x in self.fetch(index))
+        return self.loss(*self.model(ground, satellite))
+
+
 def siamese_vgg(
-    *, width: float = 1.0, dim: int = 4096, last_pool: bool = True, weights: str | None = None
+    *, width: float = 1.0, dim: int = 4096, blocks: int = 5, last_pool: bool = True, weights: str | None = None
 ) -> TwoBranch:
     """Siamese-VGG: unshared VGG16 trunks, average pooling, one fully connected layer that both views share.
 
     The thesis prints an MLP 512-512-128 in 6.1 (the head of MoCo) but 4096 outputs and one shared layer in 4.2: the
     latter is VIGOR's model and is built here.
     """
-    trunks = [encoders.VGG16(width=width, last_pool=last_pool, weights=weights) for _ in range(2)]
+    trunks = [encoders.VGG16(width=width, blocks=blocks, last_pool=last_pool, weights=weights) for _ in range(2)]
     shared = nn.Linear(trunks[0].out_dim, dim)
     return TwoBranch(*(encoders.Descriptor(t, pooling.GAP(t.out_dim), shared) for t in trunks))
 
@@ -76,13 +105,14 @@ def safa(
     width: float = 1.0,
     heads: int = 8,
     reduction: Literal["max", "mean"] = "max",
+    blocks: int = 5,
     last_pool: bool = True,
     weights: str | None = None,
 ) -> TwoBranch:
     """SAFA: unshared VGG16 trunks and spatial-aware aggregation; sizes are (height, width) in pixels."""
 
     def branch(size: tuple[int, int]) -> encoders.Descriptor:
-        trunk = encoders.VGG16(width=width, last_pool=last_pool, weights=weights)
+        trunk = encoders.VGG16(width=width, blocks=blocks, last_pool=last_pool, weights=weights)
         grid = (size[0] // trunk.stride, size[1] // trunk.stride)
         return encoders.Descriptor(trunk, SpatialAware(trunk.out_dim, grid, heads=heads, reduction=reduction))
 

@@ -24,23 +24,28 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class VGG16(nn.Module):
     """The convolutional part of VGG16: image in [0, 1] -> grid of stride 32 (16 without the last pooling).
 
-    `width` multiplies every channel count (1/4 trains in seconds on a laptop). The layers and their names are
-    torchvision's `vgg16().features`, so its state dict loads; `weights` is a path, or "imagenet" for the file that
-    torch hub caches, and needs width 1. Without weights: He initialisation.
+    `width` multiplies every channel count and `blocks` keeps the first of the five: an eighth of the width and four
+    blocks train in seconds on a laptop. The layers and their names are torchvision's `vgg16().features`, so its state
+    dict loads; `weights` is a path, or "imagenet" for the file that torch hub caches, and needs width 1. Without
+    weights: He initialisation.
     """
 
-    def __init__(self, *, width: float = 1.0, last_pool: bool = True, weights: str | Path | None = None):
+    def __init__(
+        self, *, width: float = 1.0, blocks: int = 5, last_pool: bool = True, weights: str | Path | None = None
+    ):
         super().__init__()
+        if not 1 <= blocks <= len(VGG16_BLOCKS):
+            raise ValueError(f"blocks: expected 1..{len(VGG16_BLOCKS)}, found {blocks}")
         layers: list[nn.Module] = []
         channels = 3
-        for block in VGG16_BLOCKS:
+        for block in VGG16_BLOCKS[:blocks]:
             for out in (round(c * width) for c in block):
                 layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = out
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*(layers if last_pool else layers[:-1]))
         self.out_dim = channels
-        self.stride = 32 if last_pool else 16
+        self.stride = 2 ** (blocks if last_pool else blocks - 1)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         for layer in self.features:
@@ -49,6 +54,7 @@ class VGG16(nn.Module):
                 nn.init.zeros_(layer.bias)
         if weights is not None:
             self._load(weights, width)
+        self.to(memory_format=torch.channels_last)  # convolutions run 1.4 times faster on CPU, and on tensor cores
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d i j"]:
         return self.features((image - self.mean) / self.std)

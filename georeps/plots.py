@@ -65,30 +65,31 @@ def image_grid(
     return figure
 
 
-def balance(counts: Mapping[str, pd.Series]) -> Figure:
-    """Share of patches by class, one panel a column of `counts`: name -> series indexed by (part, class)."""
-    figure, axes = plt.subplots(1, len(counts), figsize=(4.2 * len(counts), 3.6), layout="constrained", squeeze=False)
-    for ax, (name, series) in zip(axes[0], counts.items(), strict=True):
-        table = series.rename("share").reset_index()
-        sns.barplot(table, y=table.columns[1], x="share", hue=table.columns[0], hue_order=["train", "test"], ax=ax)
+def balance(labels: Mapping[str, tuple[Sequence[str], Sequence[str]]], *, keep: int = 12) -> Figure:
+    """Share of patches (%) by class in the training and the test part, the `keep` most frequent classes; a panel a name."""
+    figure, axes = plt.subplots(1, len(labels), figsize=(4.2 * len(labels), 3.6), layout="constrained", squeeze=False)
+    for ax, (name, (train, test)) in zip(axes[0], labels.items(), strict=True):
+        parts = {"train": pd.Series(train), "test": pd.Series(test)}
+        share = pd.DataFrame({p: x.value_counts(normalize=True) * 100 for p, x in parts.items()}).fillna(0.0)
+        share = share.loc[share.sum(axis=1).sort_values(ascending=False, kind="stable").index[:keep]]
+        table = share.rename_axis("label").reset_index().melt("label", var_name="part", value_name="share")
+        sns.barplot(table, y="label", x="share", hue="part", palette=[TRAIN, TEST], ax=ax)
         ax.set(xlabel="share of patches (%)", ylabel="", title=name)
         ax.legend(title="", frameon=False)
     return figure
 
 
-def recall_curves(ranks: Mapping[str, Sequence[Int64[Tensor, "q"]]], *, gallery: int, title: str = "") -> Figure:
-    """R@k against k, mean over seeds with its 95% t interval as a band; `ranks`: name -> one vector of ranks a seed."""
+def recall_curves(recall: Mapping[str, Mapping[int, Sequence[float]]], *, gallery: int, title: str = "") -> Figure:
+    """R@k (%) against k, mean over seeds with its 95% t interval as a band; `recall`: name -> k -> one value a seed."""
     figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-    ks = np.unique(np.geomspace(1, gallery, 60).round().astype(int))
-    for (name, runs), colour in zip(ranks.items(), PALETTE, strict=False):
-        curves = np.array([[(run.numpy() < k).mean() * 100 for k in ks] for run in runs])
-        bands = np.array([study.interval(column)[:2] for column in curves.T])
-        ax.plot(ks, bands[:, 0], color=colour, label=f"{name} (n={len(runs)})")
-        if len(runs) > 1:
-            low, high = bands[:, 0] - bands[:, 1], bands[:, 0] + bands[:, 1]
-            ax.fill_between(ks, low.clip(0, 100), high.clip(0, 100), color=colour, alpha=0.2, linewidth=0)
+    for (name, curve), colour in zip(recall.items(), PALETTE, strict=False):
+        ks = sorted(curve)
+        mean, half, n = map(np.array, zip(*(study.interval(curve[k]) for k in ks), strict=True))
+        ax.plot(ks, mean, color=colour, marker=".", label=f"{name} (n={n[0]})")
+        ax.fill_between(ks, (mean - half).clip(0, 100), (mean + half).clip(0, 100), color=colour, alpha=0.2, linewidth=0)
+    ks = np.unique(np.geomspace(1, gallery, 50).round())
     ax.plot(ks, 100 * ks / gallery, color="0.5", linestyle=":", label="chance")
-    ax.set(xscale="log", xlabel="k", ylabel="R@k (%)", ylim=(0, 100), xlim=(1, gallery), title=title)
+    ax.set(xscale="log", xlabel=f"k (of {gallery:,} in the gallery)", ylabel="R@k (%)", ylim=(0, 100), title=title)
     ax.legend(frameon=False)
     return figure
 

@@ -109,6 +109,23 @@ def results_folder() -> Path:
     return Path(os.environ["GEOREPS_RESULTS"]) if "GEOREPS_RESULTS" in os.environ else book_folder() / "results"
 
 
+def scratch(name: str) -> Path | None:
+    """Where a run keeps the checkpoint `name` until it ends; None outside the runner (GEOREPS_SCRATCH unset): keep none.
+
+    The runner names the folder by the content of chapter, parameters and package, so that a checkpoint never outlives
+    the code that made it.
+    """
+    return Path(os.environ["GEOREPS_SCRATCH"]) / name if "GEOREPS_SCRATCH" in os.environ else None
+
+
+def gather(profile: str) -> Path:
+    """All records of a profile as one table, results/<profile>/metrics.csv: chapter, seed, device, metric, value."""
+    rows = [(r.chapter, r.seed, r.device, m, v) for r in records(profile) for m, v in sorted(r.metrics.items())]
+    path = results_folder() / profile / "metrics.csv"
+    pd.DataFrame(rows, columns=["chapter", "seed", "device", "metric", "value"]).to_csv(path, index=False)
+    return path
+
+
 def records(profile: str, *, chapter: str | None = None, seeds: int | None = None) -> list[Record]:
     """All records of a profile, by chapter and seed; with `seeds`, those of seeds 0..seeds-1 alone."""
     found = [_read_record(path) for path in sorted((results_folder() / profile).glob("*.json"))]
@@ -135,7 +152,14 @@ def interval(sample: Iterable[float]) -> tuple[float, float, int]:
     return float(sample.mean()), float(half), n
 
 
+def summary(found: list[Record], prefix: str = "") -> pd.DataFrame:
+    """A line a metric whose id starts with `prefix`: mean ± 95% interval (n seeds)."""
+    here = {m: format_interval(v.values(), 2) for m, v in values(found).items() if m.startswith(prefix)}
+    return pd.DataFrame({"metric": list(here), "here": list(here.values())})
+
+
 def format_interval(sample: Iterable[float], digits: int = 1) -> str:
+    """"mean ± half-width (n=seeds)"; one value has no interval."""
     mean, half, n = interval(sample)
     return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if n > 1 else "") + f" (n={n})"
 

@@ -16,6 +16,7 @@ import numpy as np
 
 
 def cache_folder() -> Path:
+    """GEOREPS_CACHE, or georeps in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "georeps"
     return Path(os.environ.get("GEOREPS_CACHE", default))
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
+
 
 class CorruptImage(ValueError):
     """A file that is there but does not decode."""
@@ -55,3 +57,20 @@ def load_all(
         raise ValueError("paths: expected at least one image file, found none")
     loader = DataLoader(Files(paths, size), batch_size=batch, num_workers=workers)
     return torch.cat(list(tqdm(loader, desc="decode", unit="batch", mininterval=1.0)))
+
+
+def paired(root: Path | str, first: str, second: str) -> tuple[list[Path], list[Path]]:
+    """The images of two folders under `root` that show the same places, matched by name without extension, in order.
+
+    Raises FileNotFoundError for a missing or empty folder, ValueError naming every image that has no partner.
+    """
+    folders = [Path(root) / name for name in (first, second)]
+    found = [{p.stem: p for p in sorted(f.glob("*")) if p.suffix.lower() in SUFFIXES} for f in folders]
+    for folder, files in zip(folders, found, strict=True):
+        if not files:
+            raise FileNotFoundError(f"{folder}: expected images ({', '.join(SUFFIXES)}), found none")
+    alone = [str(found[i][stem]) for i in (0, 1) for stem in sorted(set(found[i]) - set(found[1 - i]))]
+    if alone:
+        raise ValueError(f"{root}: expected pairs of one name, found {len(alone)} images without a partner: {', '.join(alone)}")
+    stems = sorted(found[0])
+    return [found[0][s] for s in stems], [found[1][s] for s in stems]

@@ -1,0 +1,92 @@
+# One rule executes one (chapter, profile, seed), one gathers the records, one builds the book.
+#
+#   snakemake --cores all                                          the book, profile laptop
+#   snakemake --cores all --config profile=gpu --resources gpu=4   on a machine with 4 GPUs, one job a GPU
+#   snakemake --executor slurm --jobs 20 --config profile=gpu      on a cluster (pip install snakemake-executor-plugin-slurm);
+#                                                                  each chapter asks for one gpu, see `resources` below
+from glob import glob
+from pathlib import Path
+import os
+import sys
+
+import yaml
+
+PROFILE = config.get("profile", "laptop")
+OUT = config.get("out", "_build")
+BOOK = Path(workflow.basedir) / "book"
+CHAPTERS = sorted(Path(p).stem for p in glob(str(BOOK / "chapters" / "*.ipynb")))
+LAST = "14_claims"  # reads everybody's records
+AFTER = {"03_crossview": ["01_worlds"], LAST: [c for c in CHAPTERS if c != LAST]}  # chapters whose records a page shows
+TIMED = ("02_search", "13_speed")  # measure the whole machine: alone on it
+PYTHON = sys.executable
+JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
+PACKAGE = [p for p in glob("georeps/**/*.py", recursive=True)]
+PARAMETERS = {c: yaml.safe_load((BOOK / "params" / f"{c}.yml").read_text()) for c in CHAPTERS}
+for chapter, sets in PARAMETERS.items():
+    if PROFILE not in sets:
+        raise WorkflowError(f"profile: book/params/{chapter}.yml has {', '.join(sets)}; found {PROFILE!r}")
+
+
+def seeds(chapter, profile):
+    return range((PARAMETERS[chapter][profile] or {}).get("seeds", 1))
+
+
+def notebook(chapter, seed, profile=PROFILE):
+    return f"book/runs/{profile}/{chapter}-s{seed}.ipynb"
+
+
+def earlier(w):
+    """The page of a chapter (seed 0) comes after its other seeds and after the pages whose records it shows."""
+    if int(w.seed) > 0:
+        return []
+    others = [notebook(w.chapter, s, w.profile) for s in seeds(w.chapter, w.profile) if s > 0]
+    return others + [notebook(c, 0, w.profile) for c in AFTER.get(w.chapter, []) if c in CHAPTERS]
+
+
+def job_threads(w):
+    many = len(seeds(w.chapter, w.profile)) > 1 and int(w.seed) == 0
+    return workflow.cores if many or w.chapter in TIMED else 1
+
+
+rule book:
+    input:
+        pages=[notebook(c, 0) for c in CHAPTERS],
+        metrics=f"book/results/{PROFILE}/metrics.csv",
+        sources=[*glob("book/*.md"), *glob("book/_static/*"), "book/_toc.yml", "book/references.bib", "_config.yml"],
+    output:
+        directory(f"{OUT}/html"),
+    shell:
+        # the pages of this profile take the places of the committed notebooks; no run that failed is among them
+        "source={OUT}/source && rm -rf $source && mkdir -p $source/chapters"
+        " && cp -r book/_toc.yml book/references.bib book/*.md book/_static $source/"
+        " && for page in {input.pages}; do name=$(basename $page); cp $page $source/chapters/${{name%-s0.ipynb}}.ipynb; done"
+        ' && {JUPYTER_BOOK} build $source --config _config.yml --path-output {OUT}/sphinx --quiet -W -n --keep-going'
+        " && rm -rf {output} && mv {OUT}/sphinx/_build/html {output} && touch {output}/.nojekyll"
+        " && echo 'the book: {output}/index.html' >&2"
+
+
+rule gather:
+    input:
+        [notebook(c, s) for c in CHAPTERS for s in seeds(c, PROFILE)],
+    output:
+        "book/results/{profile}/metrics.csv",
+    shell:
+        """{PYTHON} -c "from georeps import study; study.gather('{wildcards.profile}')" """
+
+
+rule chapter:
+    input:
+        earlier,
+        "book/chapters/{chapter}.ipynb",
+        "book/params/{chapter}.yml",
+        "book/execute.py",
+        PACKAGE,
+        lambda w: ["book/claims.yml", *glob("book/reference/*.csv")] if w.chapter in (LAST, "03_crossview") else [],
+    output:
+        notebook="book/runs/{profile}/{chapter}-s{seed}.ipynb",
+        record="book/results/{profile}/{chapter}-s{seed}.json",
+    threads: job_threads
+    resources:
+        gpu=lambda w: int(w.profile in ("gpu", "paper")),
+    shell:
+        "OMP_NUM_THREADS={threads} {PYTHON} book/execute.py {wildcards.chapter} --profile {wildcards.profile} --seed {wildcards.seed}"

@@ -1,0 +1,183 @@
+"""Execute one chapter with papermill: `python book/execute.py 03 --profile laptop --seed 0`; --refresh renews the
+smoke outputs that are committed.
+
+A chapter that succeeds lands in book/runs/<profile>/; one that fails lands in book/runs/failed/, its error is printed
+with the chapter's name, and the exit status is 1. A run that was killed goes on from its checkpoints when started again.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+import papermill
+import yaml
+from papermill.engines import NBClientEngine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+
+BOOK = Path(__file__).resolve().parent
+PROFILES = ("smoke", "laptop", "gpu", "paper")
+PARAMETER_TAGS = {"parameters", "injected-parameters"}
+
+
+class BookEngine(NBClientEngine):
+    """papermill's engine, then: parameter cells collapsed, progress bars and warnings (stderr) left out of the page."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
+        super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+        for cell in nb_man.nb.cells:
+            tags = cell.metadata.get("tags", [])
+            if PARAMETER_TAGS & set(tags) and "hide-input" not in tags:
+                cell.metadata["tags"] = [*tags, "hide-input"]
+            if cell.cell_type == "code":
+                cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+
+
+papermill_engines.register("book", BookEngine)
+
+
+def chapters() -> list[Path]:
+    return sorted((BOOK / "chapters").glob("*.ipynb"))
+
+
+def find_chapter(name: str) -> Path:
+    """The chapter whose file name starts with `name` (a number is enough)."""
+    found = [path for path in chapters() if path.stem == name or path.stem.split("_")[0] == name]
+    if len(found) != 1:
+        sys.exit(f"chapter: expected one of {', '.join(p.stem for p in chapters())} or its number, found {name!r}")
+    return found[0]
+
+
+def parameters(chapter: Path, profile: str, seed: int) -> dict:
+    """The parameter set of a profile; every name in it must be a parameter of the notebook."""
+    path = BOOK / "params" / f"{chapter.stem}.yml"
+    sets = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    if profile not in sets:
+        known = f"profiles {', '.join(sets)}" if sets else "no such file"
+        sys.exit(f"profile: {path} has {known}; found {profile!r}")
+    chosen = {"profile": profile, "seed": seed, **(sets[profile] or {})}
+    unknown = sorted(set(chosen) - set(papermill.inspect_notebook(str(chapter))))
+    if unknown:
+        sys.exit(f"{path}, {profile}: {chapter.stem} has no parameter named {', '.join(unknown)}")
+    return chosen
+
+
+def execute(chapter: Path, profile: str, seed: int, extra: dict) -> None:
+    values = parameters(chapter, profile, seed) | extra
+    name = f"{chapter.stem}-s{seed}"
+    folder = BOOK / "runs" / profile
+    scratch = folder / "scratch" / f"{name}-{content_hash(chapter, values)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"chapter {position(chapter)}: {chapter.stem} ({profile}, seed {seed})", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as away, one_gpu(profile):
+        os.environ["GEOREPS_SCRATCH"] = str(scratch)
+        partial = Path(away) / "run.ipynb"
+        try:
+            run_notebook(chapter, partial, values)
+        except PapermillExecutionError as error:
+            failed = BOOK / "runs" / "failed" / f"{name}-{profile}.ipynb"
+            failed.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(partial, failed)
+            sys.exit(
+                f"\nchapter {chapter.stem} ({profile}, seed {seed}) FAILED in cell {error.exec_count}: "
+                f"{error.ename}: {error.evalue}\nthe notebook with the whole traceback: {failed.relative_to(BOOK.parent)}"
+            )
+        (BOOK / "runs" / "failed" / f"{name}-{profile}.ipynb").unlink(missing_ok=True)
+        shutil.move(partial, folder / f"{name}.ipynb")
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def run_notebook(source: Path, target: Path, values: dict) -> None:
+    papermill.execute_notebook(
+        str(source), str(target), values, engine_name="book", kernel_name="python3", cwd=str(BOOK),
+        progress_bar=False, stderr_file=sys.stderr, log_output=False,
+    )  # fmt: skip
+
+
+def refresh(chapter: Path) -> None:
+    """Run a chapter with its own defaults, the smoke profile, and write the outputs into it, without timestamps."""
+    os.environ["TQDM_DISABLE"] = "1"
+    with tempfile.TemporaryDirectory() as away:
+        target = Path(away) / chapter.name
+        run_notebook(chapter, target, {})
+        notebook = nbformat.read(target, as_version=4)
+    notebook.metadata = {k: notebook.metadata[k] for k in ("kernelspec", "language_info") if k in notebook.metadata}
+    for cell in notebook.cells:
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+    nbformat.write(notebook, chapter)
+
+
+def content_hash(chapter: Path, values: dict) -> str:
+    """Of all that decides what a run computes: the notebook's code, its parameters, the package."""
+    cells = [c.source for c in nbformat.read(chapter, as_version=4).cells if c.cell_type == "code"]
+    sources = [path.read_text() for path in sorted((BOOK.parent / "georeps").rglob("*.py"))]
+    return hashlib.sha256(repr([cells, sorted(values.items()), sources]).encode()).hexdigest()[:12]
+
+
+def position(chapter: Path) -> str:
+    names = [path.stem for path in chapters()]
+    return f"{names.index(chapter.stem) + 1} of {len(names)}"
+
+
+@contextlib.contextmanager
+def one_gpu(profile: str):
+    """Jobs that run side by side on a machine with several GPUs take one each: the first whose lock is free."""
+    gpus = list_gpus() if profile in ("gpu", "paper") and "CUDA_VISIBLE_DEVICES" not in os.environ else []
+    if len(gpus) < 2:
+        yield
+        return
+    import fcntl
+
+    with contextlib.ExitStack() as stack:
+        for gpu in gpus:
+            lock = stack.enter_context((Path(tempfile.gettempdir()) / f"georeps-gpu-{gpu}.lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            break
+        yield
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+
+
+def list_gpus() -> list[str]:
+    try:
+        listed = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return listed.stdout.split()
+
+
+def assignment(text: str) -> tuple[str, object]:
+    name, _, value = text.partition("=")
+    return name, yaml.safe_load(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("chapter", nargs="?", help="a chapter's number or name; all with --refresh and no chapter")
+    parser.add_argument("--profile", default="laptop", help=" | ".join(PROFILES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-p", "--parameter", type=assignment, action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--refresh", action="store_true", help="renew the committed smoke outputs in place")
+    args = parser.parse_args()
+    if args.refresh:
+        for chapter in [find_chapter(args.chapter)] if args.chapter else chapters():
+            print(f"chapter {position(chapter)}: {chapter.stem} (refresh)", file=sys.stderr, flush=True)
+            refresh(chapter)
+    elif args.chapter:
+        execute(find_chapter(args.chapter), args.profile, args.seed, dict(args.parameter))
+    else:
+        parser.error("name a chapter")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The rendered smoke book, as a reader without a network meets it.
+
+`make test` builds it and names it in GEOREPS_SMOKE_BOOK. The browser is Debian's chromium (or GEOREPS_CHROMIUM).
+"""
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+CHROMIUM = os.environ.get("GEOREPS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def html() -> Path:
+    if "GEOREPS_SMOKE_BOOK" not in os.environ:
+        pytest.skip("no smoke book was built: run `make test`")
+    folder = Path(__file__).parents[1] / os.environ["GEOREPS_SMOKE_BOOK"]
+    assert (folder / "index.html").is_file(), f"{folder} holds no book"
+    return folder
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.needed, self.internal, self.ids = [], [], set()
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.ids.add(values.get("id"))
+        address = values.get("src") or values.get("href") or ""
+        if tag in ("script", "img", "iframe") or tag == "link" and values.get("rel") == "stylesheet":
+            self.needed.append(address)
+        if address and not urlsplit(address).scheme and not address.startswith("#"):
+            self.internal.append(address)
+
+
+def pages(html: Path) -> list[Path]:
+    return sorted(p for p in html.rglob("*.html") if "_static" not in p.parts)
+
+
+def parsed(path: Path) -> Links:
+    links = Links()
+    links.feed(path.read_text())
+    return links
+
+
+def test_no_page_needs_a_script_style_or_image_from_elsewhere(html):
+    for path in pages(html):
+        assert not [a for a in parsed(path).needed if a.startswith(("http:", "https:", "//"))], path
+
+
+def test_every_internal_link_has_its_file_and_anchor(html):
+    for path in pages(html):
+        for address in parsed(path).internal:
+            parts = urlsplit(address)
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert target.exists(), f"{path}: {address}"
+            if parts.fragment and target.suffix == ".html":
+                assert unquote(parts.fragment) in parsed(target).ids, f"{path}: {address}"
+
+
+def test_the_chapters_are_pages_with_figures_and_collapsed_parameters(html):
+    for name in ("01_worlds", "02_search", "03_crossview", "14_claims"):
+        text = (html / "chapters" / f"{name}.html").read_text()
+        assert "tag_injected-parameters" in text and "tag_hide-input" in text
+        assert "papermill-error-cell" not in text and "Traceback" not in text
+    assert (html / "chapters" / "03_crossview.html").read_text().count('src="../_images/') >= 4
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(html):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(html)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+BROKEN_IMAGES = "[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
+def test_a_browser_without_network_shows_every_page(html, address):
+    """No console error, no failed or outgoing request, no broken image, mathematics typeset."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    problems = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+
+        def guard(route):
+            if route.request.url.startswith(address):
+                return route.continue_()
+            problems.append(f"{page.url} asks for {route.request.url}")
+            return route.abort()
+
+        page.route("**/*", guard)
+        page.on("console", lambda m: m.type == "error" and problems.append(f"{page.url} console: {m.text}"))
+        page.on("pageerror", lambda e: problems.append(f"{page.url} raised: {e}"))
+        page.on("response", lambda r: r.status >= 400 and problems.append(f"{page.url} misses {r.url}"))
+        for path in pages(html):
+            page.goto(address + path.relative_to(html).as_posix(), wait_until="networkidle")
+            problems += [f"{path}: broken image {src}" for src in page.evaluate(BROKEN_IMAGES)]
+            if "math notranslate" in path.read_text() and not page.locator("mjx-container").count():
+                problems.append(f"{path}: mathematics is not typeset")
+        browser.close()
+    assert not problems, "\n".join(problems)

@@ -1,0 +1,151 @@
+"""The chapters as runs: what a broken one does, what the smoke runs recorded, and a run on a reader's own pairs.
+
+`make test` builds the smoke book first and names it in GEOREPS_SMOKE_BOOK; without it these tests say so and skip.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import v4
+
+ROOT = Path(__file__).parents[1]
+BOOK = ROOT / "book"
+
+
+def python(*arguments, cwd=ROOT, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    """metric -> value of the smoke runs that `make test` just made."""
+    if "GEOREPS_SMOKE_BOOK" not in os.environ:
+        pytest.skip("no smoke book was built: run `make test`")
+    from georeps import study
+
+    return {m: v[0] for m, v in study.values(study.records("smoke")).items()}
+
+
+@pytest.fixture
+def small_book(tmp_path):
+    """A book of one chapter, whose second code cell divides by its parameter."""
+    cells = [
+        v4.new_code_cell('profile: str = "smoke"\nseed: int = 0\ndivisor: int = 1', metadata={"tags": ["parameters", "hide-input"]}),
+        v4.new_code_cell("print(6 // divisor)"),
+    ]
+    book = tmp_path / "book"
+    for folder in ("chapters", "params"):
+        (book / folder).mkdir(parents=True)
+    nbformat.write(v4.new_notebook(cells=cells), book / "chapters" / "01_small.ipynb")
+    (book / "params" / "01_small.yml").write_text("smoke: {}\nlaptop: {divisor: 0}\ngpu: {divisr: 1}\n")
+    shutil.copy(BOOK / "execute.py", book)
+    return book
+
+
+def test_a_chapter_that_raises_is_named_kept_apart_and_leaves_no_page(small_book):
+    run = python(small_book / "execute.py", "01", "--profile", "laptop")
+    assert run.returncode == 1
+    assert "chapter 01_small (laptop, seed 0) FAILED in cell" in run.stderr and "ZeroDivisionError" in run.stderr
+    assert "book/runs/failed/01_small-s0-laptop.ipynb" in run.stderr
+    assert (small_book / "runs/failed/01_small-s0-laptop.ipynb").is_file()
+    assert not (small_book / "runs/laptop/01_small-s0.ipynb").exists()
+
+
+def test_a_chapter_that_succeeds_shows_its_position_and_collapses_its_parameters(small_book):
+    run = python(small_book / "execute.py", "01", "--profile", "smoke", "-p", "divisor=2")
+    assert run.returncode == 0, run.stderr
+    assert "chapter 1 of 1: 01_small (smoke, seed 0)" in run.stderr
+    cells = nbformat.read(small_book / "runs/smoke/01_small-s0.ipynb", as_version=4).cells
+    assert all("hide-input" in c.metadata.tags for c in cells[:2]) and cells[-1].outputs[0].text == "3\n"
+
+
+def test_unknown_chapters_profiles_and_parameters_are_named(small_book):
+    for arguments, message in (
+        (["07"], "chapter: expected one of 01_small or its number, found '07'"),
+        (["01", "--profile", "huge"], "01_small.yml has profiles smoke, laptop, gpu; found 'huge'"),
+        (["01", "--profile", "gpu"], "gpu: 01_small has no parameter named divisr"),
+    ):
+        run = python(small_book / "execute.py", *arguments)
+        assert run.returncode == 1 and message in run.stderr, run.stderr
+
+
+def test_snakemake_refuses_an_unknown_profile():
+    run = python("-m", "snakemake", "-n", "--config", "profile=huge", "out=_build/none")
+    assert run.returncode != 0 and "found 'huge'" in run.stderr + run.stdout
+
+
+def test_nbval_fails_on_a_deliberately_broken_copy_and_passes_on_the_whole_one(tmp_path):
+    """A copy of chapter 02, cut after the collapsed model; in the broken one its stored output says 99%."""
+    notebook = nbformat.read(BOOK / "chapters" / "02_search.ipynb", as_version=4)
+    last = next(i for i, c in enumerate(notebook.cells) if "collapsed model, R@1" in c.source)
+    notebook.cells = notebook.cells[: last + 1]
+    nbformat.write(notebook, tmp_path / "whole.ipynb")
+    (stream,) = notebook.cells[last].outputs
+    assert "100%" in stream.text
+    stream.text = stream.text.replace("100%", "99%")
+    nbformat.write(notebook, tmp_path / "broken.ipynb")
+    shutil.copy(BOOK / "_toc.yml", tmp_path)
+    (tmp_path / "results").mkdir()
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, "--nbval", "--nbval-current-env"]
+    arguments += ["--nbval-sanitize-with", ROOT / "tests" / "sanitize.cfg"]
+    whole = python(*arguments, tmp_path / "whole.ipynb", cwd=tmp_path)
+    broken = python(*arguments, tmp_path / "broken.ipynb", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stdout[-3000:]
+    assert broken.returncode == 1 and "1 failed" in broken.stdout and "99%" in broken.stdout
+
+
+def test_smoke_records_keep_their_bounds(smoke):
+    recalls = {m: v for m, v in smoke.items() if ".r1" in m or ".r5" in m or ".r10" in m}
+    assert len(recalls) > 20 and all(0 <= v <= 100 for v in recalls.values())
+    for m, v in smoke.items():
+        if m.endswith(".r1"):
+            assert v <= smoke[m[:-2] + "r5"] if m[:-2] + "r5" in smoke else True
+
+
+def test_the_linear_floor_is_above_chance(smoke):
+    """100 places: chance is 1% at k = 1 and 10% at k = 10."""
+    for split in ("same", "cross"):
+        assert smoke[f"worlds.linear.{split}.r1"] >= 5 and smoke[f"worlds.linear.{split}.r10"] >= 25
+
+
+def test_the_search_chapter_found_what_it_says(smoke):
+    assert smoke["search.collapsed.strict.r1"] == 100 and smoke["search.collapsed.here.r1"] == 0
+    precision = {k: smoke[f"search.precision.{k}.changed_pct"] for k in ("descriptors_fp16", "descriptors_bf16", "scores_fp16", "scores_bf16")}
+    assert precision["descriptors_fp16"] < precision["descriptors_bf16"] < precision["scores_bf16"]
+
+
+def test_pages_of_the_smoke_book_hold_no_widget_and_no_stderr(smoke):
+    for path in sorted((BOOK / "runs" / "smoke").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        assert "widgets" not in notebook.metadata
+        for cell in notebook.cells:
+            if {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
+                assert "hide-input" in cell.metadata.tags
+            assert not any(o.get("name") == "stderr" for o in cell.get("outputs", []))
+
+
+def test_chapter_03_runs_on_a_reader_s_own_pairs(tmp_path):
+    import torchvision.io
+
+    from georeps.data import earth
+
+    for part in ("train", "test"):
+        pairs = earth.pairs(split="cross", part=part, n=40, size=32)
+        for name, views in (("ground", pairs.optical), ("satellite", pairs.relief)):
+            (tmp_path / "own" / part / name).mkdir(parents=True)
+            for i, image in enumerate(views):
+                torchvision.io.write_png(image, str(tmp_path / "own" / part / name / f"-place_{i:03d},.png"))
+    run = python(
+        "-m", "papermill", "--cwd", BOOK, "-k", "python3", "--no-progress-bar", BOOK / "chapters" / "03_crossview.ipynb",
+        tmp_path / "out.ipynb", "-p", "data_root", tmp_path / "own", "-p", "n_test", 40, "-p", "n_val", 8,
+        GEOREPS_RESULTS=str(tmp_path / "results"), TQDM_DISABLE="1",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert '"crossview.safa.own.s1.r1"' in (tmp_path / "results" / "smoke" / "03_crossview-s0.json").read_text()
