@@ -1,6 +1,6 @@
 # make book     environment, every chapter executed, HTML in _build/html      (PROFILE=laptop)
 # make test     environment, a smoke book, pytest, nbval
-# make run      one chapter: make run CHAPTER=03 PROFILE=gpu SEED=1
+# make run      one chapter: make run CHAPTER=03 PROFILE=gpu SEED=1 SET="epochs=60 data_root=/your/pairs"
 # make refresh  renew the smoke outputs that are committed in book/chapters (CHAPTER=03 for one)
 PROFILE ?= laptop
 SEED ?= 0
@@ -23,7 +23,7 @@ test: $(ENV)
 
 run: $(ENV)
 	@test -n "$(CHAPTER)" || { echo "say which chapter: make run CHAPTER=03 PROFILE=$(PROFILE) SEED=$(SEED)" >&2; exit 2; }
-	$(BIN)/python book/execute.py $(CHAPTER) --profile $(PROFILE) --seed $(SEED)
+	$(BIN)/python book/execute.py $(CHAPTER) --profile $(PROFILE) --seed $(SEED) $(addprefix -p ,$(SET))
 
 refresh: $(ENV)
 	$(BIN)/python book/execute.py $(CHAPTER) --refresh

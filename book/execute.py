@@ -97,7 +97,7 @@ def execute(chapter: Path, profile: str, seed: int, extra: dict) -> None:
 def run_notebook(source: Path, target: Path, values: dict) -> None:
     papermill.execute_notebook(
         str(source), str(target), values, engine_name="book", kernel_name="python3", cwd=str(BOOK),
-        progress_bar=False, stderr_file=sys.stderr, log_output=False,
+        progress_bar=False, stderr_file=sys.stderr, extra_arguments=["--IPKernelApp.log_level=ERROR"],
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from georeps import pooling
@@ -46,8 +46,8 @@ class VGG16(nn.Module):
         self.features = nn.Sequential(*(layers if last_pool else layers[:-1]))
         self.out_dim = channels
         self.stride = 2 ** (blocks if last_pool else blocks - 1)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
         for layer in self.features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -59,6 +59,12 @@ class VGG16(nn.Module):
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d i j"]:
         return self.features((image - self.mean) / self.std)
 
+    def normalise_by(self, images: UInt8[Tensor, "n 3 h w"]) -> None:
+        """Take the channel means and deviations of training images in place of ImageNet's, for training from scratch."""
+        x = images.float() / 255
+        self.mean.copy_(x.mean(dim=(0, 2, 3)).view(3, 1, 1))
+        self.std.copy_(x.std(dim=(0, 2, 3)).view(3, 1, 1))
+
     def _load(self, weights: str | Path, width: float) -> None:
         if width != 1.0:
             raise ValueError(f"weights: published VGG16 weights need width 1.0, found width {width}")
@@ -67,10 +73,10 @@ class VGG16(nn.Module):
             raise FileNotFoundError(f"weights: expected a torchvision VGG16 state dict, found no file {path}")
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = {k: v for k, v in state.items() if k.startswith("features.")}
-        missing = sorted(set(self.state_dict()) - set(found))
+        missing = sorted({name for name, _ in self.named_parameters()} - set(found))
         if missing:
             raise ValueError(f"weights: {path} lacks {len(missing)} of the VGG16 layers, first {missing[0]}")
-        self.load_state_dict(found)
+        self.load_state_dict(found, strict=False)  # all but mean and std, which the file does not hold
 
 
 def imagenet_weights() -> Path:

@@ -20,7 +20,8 @@ VERDICTS = {"holds": PALETTE[2], "fails": PALETTE[3], "undecided": PALETTE[7], "
 
 
 def style() -> None:
-    """The book's look; called once at the top of a chapter."""
+    """The book's look, of figures and tables; called once at the top of a chapter."""
+    pd.set_option("display.max_colwidth", None)
     sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
     mpl.rcParams |= {"figure.dpi": 100, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False}
 

@@ -54,7 +54,7 @@ def topk(
         scores, index = _candidates_faiss(queries, gallery, width)
     else:
         scores, index = _candidates_torch(queries, gallery, width, memory)
-    index, rows = _order_ties(scores, index, queries, gallery, tolerance)
+    rows = _order_ties(scores, index, queries, gallery, tolerance)
     if width < len(gallery):  # a tie may reach past the candidates: those rows are searched again, exactly
         rows = rows & (scores[:, k - 1] - scores[:, -1] <= tolerance)
         scores, index = scores[:, :k].contiguous(), index[:, :k].contiguous()
@@ -199,23 +199,22 @@ def _candidates_torch(queries: Tensor, gallery: Tensor, width: int, memory: int)
 
 def _order_ties(
     scores: Tensor, index: Tensor, queries: Tensor, gallery: Tensor, tolerance: Tensor
-) -> tuple[Tensor, Bool[Tensor, "q"]]:
-    """Rescore in place what stands within rounding of a neighbour, re-sort those rows; say which rows had any."""
+) -> Bool[Tensor, "q"]:
+    """Rescore what stands within rounding of a neighbour, put those rows in order, both in place; say which rows had any."""
     close = scores[:, :-1] - scores[:, 1:] <= tolerance[:, None]
     near = torch.zeros_like(scores, dtype=torch.bool)
     near[:, :-1] |= close
     near[:, 1:] |= close
     rows = near.any(dim=1)
-    if not bool(rows.any()):
-        return index, rows
     row, column = near.nonzero(as_tuple=True)
     scores[row, column] = _pair_scores(queries, gallery, row, index[row, column])
-    index_sorted, by_index = index[rows].sort(dim=1)
-    scores_sorted, by_score = scores[rows].gather(1, by_index).sort(dim=1, descending=True, stable=True)
-    scores[rows] = scores_sorted
-    index = index.clone()
-    index[rows] = index_sorted.gather(1, by_score)
-    return index, rows
+    equal_swapped = (scores[:, :-1] == scores[:, 1:]) & (index[:, :-1] > index[:, 1:])
+    wrong = ((scores[:, :-1] < scores[:, 1:]) | equal_swapped).any(dim=1)
+    index_sorted, by_index = index[wrong].sort(dim=1)
+    scores_sorted, by_score = scores[wrong].gather(1, by_index).sort(dim=1, descending=True, stable=True)
+    scores[wrong] = scores_sorted
+    index[wrong] = index_sorted.gather(1, by_score)
+    return rows
 
 
 def _count(mask: Bool[Tensor, "r c"]) -> Int64[Tensor, "r"]:

@@ -20,7 +20,16 @@ def test_vgg16_equals_torchvision_with_its_weights(tmp_path):
     x = images(2)
     normalised = (x - ours.mean) / ours.std
     with torch.no_grad():
-        assert torch.equal(ours(x), theirs.features(normalised))
+        assert torch.allclose(ours(x), theirs.features(normalised), atol=1e-5)
+
+
+def test_normalise_by_gives_training_images_mean_zero_and_deviation_one():
+    trunk = encoders.VGG16(width=0.125)
+    pictures = (images(6) * 100).to(torch.uint8)
+    trunk.normalise_by(pictures)
+    x = (pictures.float() / 255 - trunk.mean) / trunk.std
+    assert x.mean(dim=(0, 2, 3)).abs().max() < 1e-5 and (x.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-5
+    assert {"mean", "std"} <= set(trunk.state_dict())
 
 
 @pytest.mark.parametrize(("last_pool", "side"), [(True, 2), (False, 4)])
