@@ -1,19 +1,21 @@
-# make book     environment, every chapter executed, HTML in _build/html      (PROFILE=laptop)
+# make book     environment, every chapter executed, HTML in _build/html      (PROFILE=laptop GPUS=1 DATA_ROOT=)
 # make test     environment, a smoke book, pytest, nbval
-# make run      one chapter: make run CHAPTER=03 PROFILE=gpu SEED=1 SET="epochs=60 data_root=/your/pairs"
+# make run      one chapter: make run CHAPTER=03 PROFILE=gpu SEED=1 DATA_ROOT=/your/pairs SET="epochs=60 batch=64"
 # make refresh  renew the smoke outputs that are committed in book/chapters (CHAPTER=03 for one)
 PROFILE ?= laptop
 SEED ?= 0
+DATA_ROOT ?=
+GPUS ?= 1
 CORES ?= all
 PYTHON ?= python3
 BIN := .venv/bin
 ENV := .venv/.complete
-SNAKEMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) --quiet progress reason rules host --rerun-incomplete --keep-going --nolock
+SNAKEMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) --quiet progress reason rules host --rerun-incomplete --keep-going --nolock --resources gpu=$(GPUS)
 
 .PHONY: env book test run refresh clean
 
 book: $(ENV)
-	$(SNAKEMAKE) --config profile=$(PROFILE)
+	$(SNAKEMAKE) --config profile=$(PROFILE) data_root="$(DATA_ROOT)"
 
 test: $(ENV)
 	$(SNAKEMAKE) --config profile=smoke out=_build/smoke
@@ -23,7 +25,7 @@ test: $(ENV)
 
 run: $(ENV)
 	@test -n "$(CHAPTER)" || { echo "say which chapter: make run CHAPTER=03 PROFILE=$(PROFILE) SEED=$(SEED)" >&2; exit 2; }
-	$(BIN)/python book/execute.py $(CHAPTER) --profile $(PROFILE) --seed $(SEED) $(addprefix -p ,$(SET))
+	$(BIN)/python book/execute.py $(CHAPTER) --profile $(PROFILE) --seed $(SEED) --data-root "$(DATA_ROOT)" $(addprefix -p ,$(SET))
 
 refresh: $(ENV)
 	$(BIN)/python book/execute.py $(CHAPTER) --refresh

@@ -2,8 +2,9 @@
 #
 #   snakemake --cores all                                          the book, profile laptop
 #   snakemake --cores all --config profile=gpu --resources gpu=4   on a machine with 4 GPUs, one job a GPU
-#   snakemake --executor slurm --jobs 20 --config profile=gpu      on a cluster (pip install snakemake-executor-plugin-slurm);
-#                                                                  each chapter asks for one gpu, see `resources` below
+#   snakemake --executor slurm --jobs 20 --config profile=gpu threads=8
+#                                  on a cluster (pip install snakemake-executor-plugin-slurm); each chapter asks for one gpu
+#   snakemake --cores all --config profile=paper data_root=/your/data
 from glob import glob
 from pathlib import Path
 import os
@@ -13,6 +14,8 @@ import yaml
 
 PROFILE = config.get("profile", "laptop")
 OUT = config.get("out", "_build")
+DATA_ROOT = config.get("data_root") or ""
+THREADS = int(config.get("threads", os.cpu_count()))  # of a job that may use the whole machine
 BOOK = Path(workflow.basedir) / "book"
 CHAPTERS = sorted(Path(p).stem for p in glob(str(BOOK / "chapters" / "*.ipynb")))
 LAST = "14_claims"  # reads everybody's records
@@ -45,7 +48,7 @@ def earlier(w):
 
 def job_threads(w):
     many = len(seeds(w.chapter, w.profile)) > 1 and int(w.seed) == 0
-    return workflow.cores if many or w.chapter in TIMED else 1
+    return THREADS if many or w.chapter in TIMED else 1
 
 
 rule book:
@@ -60,7 +63,7 @@ rule book:
         "source={OUT}/source && rm -rf $source && mkdir -p $source/chapters"
         " && cp -r book/_toc.yml book/references.bib book/*.md book/_static $source/"
         " && for page in {input.pages}; do name=$(basename $page); cp $page $source/chapters/${{name%-s0.ipynb}}.ipynb; done"
-        ' && {JUPYTER_BOOK} build $source --config _config.yml --path-output {OUT}/sphinx --quiet -W -n --keep-going'
+        ' && {JUPYTER_BOOK:q} build $source --config _config.yml --path-output {OUT}/sphinx --quiet -W -n --keep-going'
         " && rm -rf {output} && mv {OUT}/sphinx/_build/html {output} && touch {output}/.nojekyll"
         " && echo 'the book: {output}/index.html' >&2"
 
@@ -71,7 +74,7 @@ rule gather:
     output:
         "book/results/{profile}/metrics.csv",
     shell:
-        """{PYTHON} -c "from georeps import study; study.gather('{wildcards.profile}')" """
+        """{PYTHON:q} -c "from georeps import study; study.gather('{wildcards.profile}')" """
 
 
 rule chapter:
@@ -89,4 +92,5 @@ rule chapter:
     resources:
         gpu=lambda w: int(w.profile in ("gpu", "paper")),
     shell:
-        "OMP_NUM_THREADS={threads} {PYTHON} book/execute.py {wildcards.chapter} --profile {wildcards.profile} --seed {wildcards.seed}"
+        "OMP_NUM_THREADS={threads} {PYTHON:q} book/execute.py {wildcards.chapter} --profile {wildcards.profile}"
+        " --seed {wildcards.seed} --data-root={DATA_ROOT:q}"

@@ -6,6 +6,7 @@ with the chapter's name, and the exit status is 1. A run that was killed goes on
 """
 
 import argparse
+import ast
 import contextlib
 import hashlib
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import yaml
+from nbclient.exceptions import DeadKernelError
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
@@ -55,43 +57,65 @@ def find_chapter(name: str) -> Path:
     return found[0]
 
 
-def parameters(chapter: Path, profile: str, seed: int) -> dict:
-    """The parameter set of a profile; every name in it must be a parameter of the notebook."""
+def defaults(chapter: Path) -> dict:
+    """The parameters of a notebook: the literals assigned in its cell tagged `parameters`."""
+    cells = [c for c in nbformat.read(chapter, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        sys.exit(f"{chapter}: expected one cell tagged 'parameters', found {len(cells)}")
+    lines = ast.parse(cells[0].source).body
+    return {getattr(line, "target", None) and line.target.id or line.targets[0].id: ast.literal_eval(line.value) for line in lines}
+
+
+def parameters(chapter: Path, profile: str, seed: int, own: dict) -> dict:
+    """The parameter set of a profile, then what the command line sets; every name must be a parameter of the notebook."""
     path = BOOK / "params" / f"{chapter.stem}.yml"
     sets = yaml.safe_load(path.read_text()) if path.is_file() else {}
     if profile not in sets:
         known = f"profiles {', '.join(sets)}" if sets else "no such file"
         sys.exit(f"profile: {path} has {known}; found {profile!r}")
-    chosen = {"profile": profile, "seed": seed, **(sets[profile] or {})}
-    unknown = sorted(set(chosen) - set(papermill.inspect_notebook(str(chapter))))
-    if unknown:
-        sys.exit(f"{path}, {profile}: {chapter.stem} has no parameter named {', '.join(unknown)}")
-    return chosen
+    known = defaults(chapter)
+    for where, chosen in ((f"{path}, {profile}", sets[profile] or {}), ("-p", own)):
+        unknown = sorted(set(chosen) - set(known))
+        if unknown:
+            sys.exit(f"{where}: {chapter.stem} has no parameter named {', '.join(unknown)}; it has {', '.join(known)}")
+    own = {name: float(value) if isinstance(known[name], float) else value for name, value in own.items()}
+    return {"profile": profile, "seed": seed, **(sets[profile] or {}), **own}
 
 
-def execute(chapter: Path, profile: str, seed: int, extra: dict) -> None:
-    values = parameters(chapter, profile, seed) | extra
+def execute(chapter: Path, profile: str, seed: int, own: dict, data_root: str) -> None:
+    """Run a chapter. With parameters of its own a run is no part of the profile: it goes to runs/custom, results/custom."""
+    values = parameters(chapter, profile, seed, own)
+    label = "custom" if own else profile
+    values |= {"profile": label} | ({"data_root": data_root} if data_root else {})
     name = f"{chapter.stem}-s{seed}"
-    folder = BOOK / "runs" / profile
+    folder, failed = BOOK / "runs" / label, BOOK / "runs" / "failed" / f"{name}-{label}.ipynb"
     scratch = folder / "scratch" / f"{name}-{content_hash(chapter, values)}"
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"chapter {position(chapter)}: {chapter.stem} ({profile}, seed {seed})", file=sys.stderr, flush=True)
+    print(f"chapter {position(chapter)}: {chapter.stem} ({label}, seed {seed})", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as away, one_gpu(profile):
         os.environ["GEOREPS_SCRATCH"] = str(scratch)
         partial = Path(away) / "run.ipynb"
         try:
             run_notebook(chapter, partial, values)
-        except PapermillExecutionError as error:
-            failed = BOOK / "runs" / "failed" / f"{name}-{profile}.ipynb"
-            failed.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(partial, failed)
-            sys.exit(
-                f"\nchapter {chapter.stem} ({profile}, seed {seed}) FAILED in cell {error.exec_count}: "
-                f"{error.ename}: {error.evalue}\nthe notebook with the whole traceback: {failed.relative_to(BOOK.parent)}"
-            )
-        (BOOK / "runs" / "failed" / f"{name}-{profile}.ipynb").unlink(missing_ok=True)
+        except (PapermillExecutionError, DeadKernelError, RuntimeError) as error:
+            keep_failed(partial, failed)
+            sys.exit(f"\nchapter {chapter.stem} ({label}, seed {seed}) FAILED{reason(error)}\nthe notebook: {failed.relative_to(BOOK.parent)}")
+        failed.unlink(missing_ok=True)
         shutil.move(partial, folder / f"{name}.ipynb")
     shutil.rmtree(scratch, ignore_errors=True)
+    print(f"done: {(folder / f'{name}.ipynb').relative_to(BOOK.parent)}", file=sys.stderr)
+
+
+def keep_failed(partial: Path, failed: Path) -> None:
+    failed.parent.mkdir(parents=True, exist_ok=True)
+    if partial.is_file():
+        shutil.move(partial, failed)
+
+
+def reason(error: Exception) -> str:
+    if isinstance(error, PapermillExecutionError):
+        return f" in cell {error.exec_count}: {error.ename}: {error.evalue}"
+    return f": {error} (the kernel's process ended, often for want of memory)"
 
 
 def run_notebook(source: Path, target: Path, values: dict) -> None:
@@ -137,7 +161,7 @@ def one_gpu(profile: str):
 
     with contextlib.ExitStack() as stack:
         for gpu in gpus:
-            lock = stack.enter_context((Path(tempfile.gettempdir()) / f"georeps-gpu-{gpu}.lock").open("w"))
+            lock = stack.enter_context((Path(tempfile.gettempdir()) / f"georeps-gpu-{gpu}-{os.getuid()}.lock").open("w"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -157,7 +181,9 @@ def list_gpus() -> list[str]:
 
 
 def assignment(text: str) -> tuple[str, object]:
-    name, _, value = text.partition("=")
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found {text!r}")
     return name, yaml.safe_load(value)
 
 
@@ -167,6 +193,7 @@ def main() -> None:
     parser.add_argument("--profile", default="laptop", help=" | ".join(PROFILES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-p", "--parameter", type=assignment, action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--data-root", default="", help="a folder of your own data; what is in it, each chapter says")
     parser.add_argument("--refresh", action="store_true", help="renew the committed smoke outputs in place")
     args = parser.parse_args()
     if args.refresh:
@@ -174,7 +201,7 @@ def main() -> None:
             print(f"chapter {position(chapter)}: {chapter.stem} (refresh)", file=sys.stderr, flush=True)
             refresh(chapter)
     elif args.chapter:
-        execute(find_chapter(args.chapter), args.profile, args.seed, dict(args.parameter))
+        execute(find_chapter(args.chapter), args.profile, args.seed, dict(args.parameter), args.data_root)
     else:
         parser.error("name a chapter")
 

@@ -5,7 +5,6 @@
 The trunk is VGG16 (Simonyan & Zisserman, 2015), the network of both cross-view models (thesis, 6.1).
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -81,8 +80,7 @@ class VGG16(nn.Module):
 
 def imagenet_weights() -> Path:
     """The ImageNet VGG16 file in torch hub's cache; FileNotFoundError says how to get it."""
-    hub = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")) / "hub" / "checkpoints"
-    path = hub / VGG16_FILE
+    path = Path(torch.hub.get_dir()) / "checkpoints" / VGG16_FILE
     if not path.is_file():
         raise FileNotFoundError(
             f"weights: 'imagenet' expects {path}, which is not there. On a machine with internet run\n"

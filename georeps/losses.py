@@ -32,7 +32,7 @@ def soft_margin_triplet(
     n = ground.shape[0]
     if n < 2:
         raise ValueError(f"ground: a triplet needs at least 2 pairs in the batch, found {n}")
-    squared = (2 - 2 * F.normalize(ground, dim=-1) @ F.normalize(satellite, dim=-1).T).clamp(min=0)
+    squared = (2 - 2 * _similarity(ground, satellite)).clamp(min=0)
     pairwise = squared if distance == "squared" else (squared + 1e-12).sqrt()
     positive = pairwise.diagonal()
     margin = torch.stack([positive[:, None] - pairwise, positive[None, :] - pairwise])
@@ -50,9 +50,8 @@ def info_nce(
 
     The mean over the batch, in nats. The other keys of the batch are not negatives (MoCo's convention).
     """
-    query, key, queue = (F.normalize(x, dim=-1) for x in (query, key, queue))
-    positive = (query * key).sum(-1, keepdim=True)
-    logits = torch.cat([positive, query @ queue.T], dim=1) / temperature
+    positive = F.cosine_similarity(_wide(query), _wide(key), dim=-1)[:, None]
+    logits = torch.cat([positive, _similarity(query, queue)], dim=1) / temperature
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
 
 
@@ -63,8 +62,17 @@ def uniformity(x: Float[Tensor, "b d"], t: float = 2.0) -> Float[Tensor, ""]:
     """
     if x.shape[0] < 2:
         raise ValueError(f"x: uniformity needs at least 2 rows, found {x.shape[0]}")
-    x = F.normalize(x, dim=-1)
     n = x.shape[0]
-    exponent = 2 * t * (x @ x.T - 1)
+    exponent = 2 * t * (_similarity(x, x) - 1)
     exponent = exponent.masked_fill(torch.eye(n, dtype=torch.bool, device=x.device), -math.inf)
     return exponent.logsumexp(dim=(0, 1)) - math.log(n * (n - 1))
+
+
+def _similarity(x: Float[Tensor, "b d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "b m"]:
+    """Cosine similarities in float32 even under autocast: in bfloat16 a batch close to collapse has no gradient left."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.normalize(_wide(x), dim=-1) @ F.normalize(_wide(y), dim=-1).T
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

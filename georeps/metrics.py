@@ -52,15 +52,15 @@ def average_precision(
     """
     if form not in ("hits", "trapezoid"):
         raise ValueError(f"form: expected 'hits' or 'trapezoid', found {form!r}")
-    if not bool(scores.isfinite().all()):
-        raise ValueError("scores: expected finite scores, found NaN or infinity")
-    return torch.stack([_one_average_precision(s, r, form) for s, r in zip(scores, relevant, strict=True)])
+    _check_finite("scores", scores)
+    rows = [_one_average_precision(s, r, form) for s, r in zip(scores, relevant, strict=True)]
+    return torch.stack(rows) if rows else scores.new_zeros(0)
 
 
 def _one_average_precision(scores: Tensor, relevant: Tensor, form: str) -> Tensor:
     hits = scores[relevant].sort(descending=True).values
     if len(hits) == 0:
-        return torch.tensor(math.nan)
+        return scores.new_tensor(math.nan)
     misses = (-scores[~relevant]).sort().values
     ahead = torch.searchsorted(misses, -hits, right=True)  # irrelevant rows that score at least as high
     found = torch.arange(1, len(hits) + 1, device=hits.device)
@@ -83,16 +83,28 @@ def uniformity(x: Float[Tensor, "b d"], t: float = 2.0) -> float:
     """
     if len(x) < 2:
         raise ValueError(f"x: uniformity needs at least 2 rows, found {len(x)}")
+    _check_finite("x", x)
     x = F.normalize(x.double(), dim=1)
-    total = sum(torch.exp(2 * t * (rows @ x.T - 1)).sum() for rows in x.split(1024)) - len(x)
-    return math.log(float(total) / (len(x) * (len(x) - 1)))
+    parts = []
+    for start in range(0, len(x), 1024):
+        exponent = 2 * t * (x[start : start + 1024] @ x.T - 1)
+        exponent.diagonal(offset=start).fill_(-math.inf)
+        parts.append(exponent.logsumexp(dim=(0, 1)))
+    return float(torch.stack(parts).logsumexp(0)) - math.log(len(x) * (len(x) - 1))
 
 
 def alignment(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], alpha: float = 2.0) -> float:
     """Mean distance to the power alpha between matched rows, l2-normalised first; 0 where matches coincide."""
+    _check_finite("x", x)
+    _check_finite("y", y)
     return (F.normalize(x, dim=1) - F.normalize(y, dim=1)).norm(dim=1).pow(alpha).mean().item()
 
 
 def utilization(test: Float[Tensor, "q d"], train: Float[Tensor, "g d"]) -> float:
     """Mean squared distance of test descriptors to their closest training descriptor (Eq. 2.24); rows l2-normalised first."""
     return search.nearest(F.normalize(test, dim=1), F.normalize(train, dim=1)).mean().item()
+
+
+def _check_finite(name: str, x: Tensor) -> None:
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"{name}: expected finite values, found {int((~x.isfinite()).sum())} NaN or infinite")

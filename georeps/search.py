@@ -42,8 +42,8 @@ def topk(
 ) -> Neighbours:
     """The k gallery rows of largest inner product for each query, in descending order; ties by lower gallery index.
 
-    Descriptors may be float16 (stored) or float32; products accumulate and compare in float32. Never holds more than
-    `memory` bytes of scores. Raises ValueError for a non-finite descriptor, an empty gallery, k outside 1..g, unequal
+    Descriptors may be float16 (stored) or float32; products accumulate and compare in float32. The torch backend never
+    holds more than `memory` bytes of scores, faiss has tiles of its own. Raises ValueError for a non-finite descriptor, an empty gallery, k outside 1..g, unequal
     widths, or a backend that cannot run here.
     """
     tolerance = _checked(queries, gallery)
@@ -99,28 +99,40 @@ def nearest(
 ) -> Float[Tensor, "q"]:
     """Squared Euclidean distance of each query to its closest gallery row.
 
-    The closest row is found by |g|^2 - 2 <q, g> after both are centred on the gallery's mean; its distance is then
-    taken from the difference itself, which does not cancel.
+    Candidates are the rows of largest <q, g> - |g|^2 / 2, both centred on the gallery's mean; their distances are then taken
+    in float64 from the differences, which do not cancel. Where more rows stand within rounding of the best than were kept,
+    the query is searched again in float64.
     """
     _checked(queries, gallery)
-    centre = gallery.double().mean(dim=0)
-    queries, gallery = ((x - centre).float() for x in (queries, gallery))
-    half_norm = gallery.square().sum(1) / 2
-    best = torch.full((len(queries),), -math.inf, device=queries.device)
+    centre = gallery.double().mean(dim=0).float()
+    q, g = queries.float() - centre, gallery.float() - centre
+    half_norm = g.double().square().sum(1) / 2
+    width = min(SLACK, len(g))
+    scores, index = _candidates_torch(q, g, width, memory, bias=-half_norm.float())
+    if width < len(g):
+        unsure = scores[:, 0] - scores[:, -1] <= _rounding(q.norm(dim=1) + g.norm(dim=1).max(), g.norm(dim=1).max(), q.shape[1])
+        for block in _blocks(unsure):
+            index[block, 0] = _closest_exact(q[block].double(), g, half_norm)
+    distances = [
+        (query[:, None].double() - gallery[at].double()).square().sum(-1).amin(1).float()
+        for query, at in zip(queries.split(256), index.split(256), strict=True)
+    ]
+    return torch.cat(distances) if distances else q.new_zeros(0)
+
+
+def _closest_exact(queries: Tensor, gallery: Tensor, half_norm: Tensor) -> Int64[Tensor, "q"]:
+    best = torch.full((len(queries),), -math.inf, dtype=torch.float64, device=queries.device)
     index = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
-    for rows, columns, score in _score_tiles(queries, gallery, memory):
-        value, at = score.sub_(half_norm[columns]).max(dim=1)
-        better = value > best[rows]
-        index[rows] = torch.where(better, at + columns.start, index[rows])
-        best[rows] = torch.where(better, value, best[rows])
-    return (queries.double() - gallery[index].double()).square().sum(1).float()
+    for start in range(0, len(gallery), 16384):
+        part = slice(start, start + 16384)
+        value, at = (queries @ gallery[part].double().T - half_norm[part]).max(dim=1)
+        index = torch.where(value > best, at + start, index)
+        best = torch.maximum(value, best)
+    return index
 
 
 def _checked(queries: Tensor, gallery: Tensor) -> Float[Tensor, "q"]:
-    """Raise on bad input; otherwise the gap below which two float32 scores of a query may be equal.
-
-    Rounding errors of a d-term inner product add like a random walk, unit roundoff sqrt(d) |q| |g|; twice for a gap.
-    """
+    """Raise on bad input; otherwise the gap below which two float32 scores of a query may be equal."""
     if queries.ndim != 2 or gallery.ndim != 2:
         raise ValueError(f"queries, gallery: expected two axes each, found {queries.ndim} and {gallery.ndim}")
     if len(gallery) == 0:
@@ -128,8 +140,12 @@ def _checked(queries: Tensor, gallery: Tensor) -> Float[Tensor, "q"]:
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"gallery: expected the queries' width {queries.shape[1]}, found {gallery.shape[1]}")
     norms = [_finite_norms(name, x) for name, x in (("queries", queries), ("gallery", gallery))]
-    epsilon = torch.finfo(torch.float32).eps * math.sqrt(queries.shape[1])
-    return epsilon * norms[0] * norms[1].max()
+    return _rounding(norms[0], norms[1].max(), queries.shape[1])
+
+
+def _rounding(query_norm: Tensor, gallery_norm: Tensor | float, d: int) -> Tensor:
+    """Gap that float32 rounding may open or close between two d-term inner products: errors add like a random walk."""
+    return torch.finfo(torch.float32).eps * math.sqrt(d) * query_norm * gallery_norm
 
 
 def _finite_norms(name: str, x: Tensor) -> Float[Tensor, "n"]:
@@ -183,10 +199,14 @@ def _candidates_faiss(queries: Tensor, gallery: Tensor, width: int) -> Neighbour
     return Neighbours(torch.from_numpy(scores), torch.from_numpy(index))
 
 
-def _candidates_torch(queries: Tensor, gallery: Tensor, width: int, memory: int) -> Neighbours:
+def _candidates_torch(
+    queries: Tensor, gallery: Tensor, width: int, memory: int, bias: Tensor | None = None
+) -> Neighbours:
     scores = torch.full((len(queries), width), -math.inf, device=queries.device)
     index = torch.zeros(len(queries), width, dtype=torch.int64, device=queries.device)
     for rows, columns, score in _score_tiles(queries, gallery, memory):
+        if bias is not None:
+            score += bias[columns]
         value, at = score.topk(min(width, score.shape[1]), dim=1)
         if score.shape[1] < len(gallery):
             merged = torch.cat([scores[rows], value], dim=1)

@@ -82,10 +82,11 @@ class Run:
 
 
 def device_name(device: str) -> str:
-    """"cpu (2 threads)" or the GPU's own name."""
+    """"cpu, 2 threads" or the GPU's own name."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return f"cpu ({torch.get_num_threads()} threads)"
+    n = torch.get_num_threads()
+    return f"cpu, {n} thread{'s' * (n > 1)}"
 
 
 def pick_device(device: str) -> str:
@@ -126,17 +127,28 @@ def gather(profile: str) -> Path:
     return path
 
 
-def records(profile: str, *, chapter: str | None = None, seeds: int | None = None) -> list[Record]:
-    """All records of a profile, by chapter and seed; with `seeds`, those of seeds 0..seeds-1 alone."""
+def records(profile: str, *, chapter: str | None = None, own: Run | None = None) -> list[Record]:
+    """Records of a profile, by chapter and seed: seeds 0..n-1 where a chapter's parameters say `seeds: n`, else seed 0.
+
+    Other seeds that lie in the folder are no part of the profile; the run under way (`own`) always belongs, whatever its seed.
+    """
     found = [_read_record(path) for path in sorted((results_folder() / profile).glob("*.json"))]
     found = [r for r in found if chapter is None or r.chapter == chapter]
-    return sorted((r for r in found if seeds is None or r.seed < seeds), key=lambda r: (r.chapter, r.seed))
+    if own is not None:
+        found = [r for r in found if (r.chapter, r.seed) != (own.record.chapter, own.record.seed)] + [own.record]
+    found = [r for r in found if r.seed < r.parameters.get("seeds", 1) or (own is not None and r is own.record)]
+    return sorted(found, key=lambda r: (r.chapter, r.seed))
 
 
 def values(found: Iterable[Record]) -> dict[str, dict[int, float]]:
-    """metric id -> seed -> value."""
+    """metric id -> seed -> value. Records of one chapter with different parameters are not one sample: ValueError."""
     table: dict[str, dict[int, float]] = {}
+    settings: dict[str, dict] = {}
     for record in found:
+        first = settings.setdefault(record.chapter, record.parameters)
+        if record.parameters != first:
+            names = sorted(k for k in first.keys() | record.parameters.keys() if first.get(k) != record.parameters.get(k))
+            raise ValueError(f"{record.chapter}, seed {record.seed}: expected the parameters of the other seeds, found other {', '.join(names)}")
         for metric, value in record.metrics.items():
             if record.seed in table.setdefault(metric, {}):
                 raise ValueError(f"{metric}: recorded by two chapters for seed {record.seed}, one of them {record.chapter}")
@@ -182,11 +194,14 @@ def reference(path: Path | str) -> pd.DataFrame:
 def compare(paper: pd.DataFrame, found: list[Record]) -> pd.DataFrame:
     """Paper-vs-here: one line a printed number; `here` is mean ± 95% interval (n seeds), or "not run"."""
     here = values(found)
-    where = {metric: f"{r.profile}, {r.device}" for r in found for metric in r.metrics}
+    where: dict[str, set[str]] = {}
+    for record in found:
+        for metric in record.metrics:
+            where.setdefault(metric, set()).add(f"{record.profile}, {record.device}")
     table = paper[["table", "row", "column"]].copy()
     table["paper"] = paper.value
     table["here"] = [format_interval(here[m].values()) if m in here else "not run" for m in paper.metric]
-    table["where"] = [where.get(m, "") for m in paper.metric]
+    table["where"] = ["; ".join(sorted(where.get(m, ()))) for m in paper.metric]
     return table
 
 
@@ -210,9 +225,11 @@ def bootstrap(margins: Iterable[float], *, seed: int = 0) -> tuple[float, float]
 
 
 def _versions() -> dict[str, str]:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git on this machine
+        commit = ""
     found = {name: version(name) for name in LIBRARIES if _installed(name)}
     return found | {"georeps": georeps.__version__, "commit": commit or "unknown", "python": platform.python_version()}
 

@@ -80,9 +80,10 @@ def fit(
             step.train()
             with _seeded(recipe.seed, epoch, device):
                 loss = _epoch(step, batches(epoch), epoch, recipe, optimizer, scaler, average)
+            _check_parameters(step, epoch)
             row = {"epoch": epoch + 1, "lr": rate(recipe, epoch + 1.0), "loss": loss}
             if evaluate is not None:
-                row |= evaluate(final)
+                row |= {name: float(value) for name, value in evaluate(final).items()}
             log.append(row)
             _save(out, recipe, states, log)
             bar.update()
@@ -125,6 +126,8 @@ def _epoch(step, batches, epoch, recipe, optimizer, scaler, average) -> float:
     device = next(step.parameters()).device
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.amp]
     batches = batches if hasattr(batches, "__len__") else list(batches)
+    if len(batches) == 0:
+        raise ValueError(f"batches: expected at least one batch in epoch {epoch + 1}, found none")
     total = torch.zeros((), dtype=torch.float64, device=device)
     for i, batch in enumerate(batches):
         for group in optimizer.param_groups:
@@ -141,10 +144,17 @@ def _epoch(step, batches, epoch, recipe, optimizer, scaler, average) -> float:
         if average is not None:
             average.update_parameters(step)
         total += loss.detach()
-    mean = float(total) / max(1, len(batches))
+    mean = float(total) / len(batches)
     if not math.isfinite(mean):
         raise FloatingPointError(f"fit: the loss is {mean} in epoch {epoch + 1}; try a smaller lr than {recipe.lr} or clip")
     return mean
+
+
+def _check_parameters(step: nn.Module, epoch: int) -> None:
+    """A finite loss can still have had a gradient that is not: nothing broken is saved over a good checkpoint."""
+    broken = [name for name, p in step.named_parameters() if not bool(p.isfinite().all())]
+    if broken:
+        raise FloatingPointError(f"fit: {len(broken)} parameters are not finite after epoch {epoch + 1}, first {broken[0]}")
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class Links(HTMLParser):
         address = values.get("src") or values.get("href") or ""
         if tag in ("script", "img", "iframe") or tag == "link" and values.get("rel") == "stylesheet":
             self.needed.append(address)
-        if address and not urlsplit(address).scheme and not address.startswith("#"):
+        if address and not urlsplit(address).scheme and address != "#":
             self.internal.append(address)
 
 

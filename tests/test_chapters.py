@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat import v4
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
@@ -43,7 +45,8 @@ def small_book(tmp_path):
     book = tmp_path / "book"
     for folder in ("chapters", "params"):
         (book / folder).mkdir(parents=True)
-    nbformat.write(v4.new_notebook(cells=cells), book / "chapters" / "01_small.ipynb")
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    nbformat.write(v4.new_notebook(cells=cells, metadata=kernel), book / "chapters" / "01_small.ipynb")
     (book / "params" / "01_small.yml").write_text("smoke: {}\nlaptop: {divisor: 0}\ngpu: {divisr: 1}\n")
     shutil.copy(BOOK / "execute.py", book)
     return book
@@ -61,9 +64,10 @@ def test_a_chapter_that_raises_is_named_kept_apart_and_leaves_no_page(small_book
 def test_a_chapter_that_succeeds_shows_its_position_and_collapses_its_parameters(small_book):
     run = python(small_book / "execute.py", "01", "--profile", "smoke", "-p", "divisor=2")
     assert run.returncode == 0, run.stderr
-    assert "chapter 1 of 1: 01_small (smoke, seed 0)" in run.stderr
-    cells = nbformat.read(small_book / "runs/smoke/01_small-s0.ipynb", as_version=4).cells
+    assert "chapter 1 of 1: 01_small (custom, seed 0)" in run.stderr
+    cells = nbformat.read(small_book / "runs/custom/01_small-s0.ipynb", as_version=4).cells
     assert all("hide-input" in c.metadata.tags for c in cells[:2]) and cells[-1].outputs[0].text == "3\n"
+    assert 'profile = "custom"' in cells[1].source, "a run with parameters of its own is no part of a profile"
 
 
 def test_unknown_chapters_profiles_and_parameters_are_named(small_book):
@@ -71,9 +75,27 @@ def test_unknown_chapters_profiles_and_parameters_are_named(small_book):
         (["07"], "chapter: expected one of 01_small or its number, found '07'"),
         (["01", "--profile", "huge"], "01_small.yml has profiles smoke, laptop, gpu; found 'huge'"),
         (["01", "--profile", "gpu"], "gpu: 01_small has no parameter named divisr"),
+        (["01", "--profile", "smoke", "-p", "clipp=3"], "-p: 01_small has no parameter named clipp"),
+        (["01", "-p", "divisor"], "expected NAME=VALUE, found 'divisor'"),
     ):
         run = python(small_book / "execute.py", *arguments)
-        assert run.returncode == 1 and message in run.stderr, run.stderr
+        assert run.returncode != 0 and message in run.stderr, run.stderr
+
+
+def test_a_kernel_that_dies_is_a_chapter_that_failed(small_book):
+    path = small_book / "chapters" / "01_small.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].source = "import os; os._exit(1)"
+    nbformat.write(notebook, path)
+    run = python(small_book / "execute.py", "01", "--profile", "smoke")
+    assert run.returncode == 1 and "chapter 01_small (smoke, seed 0) FAILED" in run.stderr
+    assert not (small_book / "runs/smoke/01_small-s0.ipynb").exists()
+
+
+def test_snakemake_plans_the_seeds_before_the_page_and_a_cluster_without_cores():
+    plan = python("-m", "snakemake", "-n", "--forceall", "--config", "profile=laptop", "out=_build/none")
+    assert plan.returncode == 0, plan.stderr[-2000:]
+    assert re.search(r"chapter +6\b", plan.stdout), "four pages, and two more seeds of chapter 03"
 
 
 def test_snakemake_refuses_an_unknown_profile():
@@ -132,8 +154,6 @@ def test_pages_of_the_smoke_book_hold_no_widget_and_no_stderr(smoke):
 
 
 def test_chapter_03_runs_on_a_reader_s_own_pairs(tmp_path):
-    import torchvision.io
-
     from georeps.data import earth
 
     for part in ("train", "test"):
@@ -141,7 +161,7 @@ def test_chapter_03_runs_on_a_reader_s_own_pairs(tmp_path):
         for name, views in (("ground", pairs.optical), ("satellite", pairs.relief)):
             (tmp_path / "own" / part / name).mkdir(parents=True)
             for i, image in enumerate(views):
-                torchvision.io.write_png(image, str(tmp_path / "own" / part / name / f"-place_{i:03d},.png"))
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "own" / part / name / f"-place_{i:03d},.png")
     run = python(
         "-m", "papermill", "--cwd", BOOK, "-k", "python3", "--no-progress-bar", BOOK / "chapters" / "03_crossview.ipynb",
         tmp_path / "out.ipynb", "-p", "data_root", tmp_path / "own", "-p", "n_test", 40, "-p", "n_val", 8,

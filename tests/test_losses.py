@@ -54,6 +54,19 @@ def test_triplet_does_not_depend_on_the_order_of_the_batch():
     assert float(a) == pytest.approx(float(b), abs=1e-12)
 
 
+@pytest.mark.parametrize("place", ["outside", "inside"])
+def test_under_autocast_a_batch_close_to_collapse_keeps_its_gradient(place):
+    base = rows(1, 64, 0).float() + 0.01 * rows(32, 64, 1).float()
+    gradients = []
+    for enabled in (False, True):
+        x = base.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = losses.soft_margin_triplet(x, x.flip(0), gamma_place=place)
+        loss.backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients) and gradients[0].abs().max() > 0
+
+
 def test_triplet_of_one_pair_raises():
     with pytest.raises(ValueError, match="at least 2 pairs"):
         losses.soft_margin_triplet(rows(1, 3, 0), rows(1, 3, 1))

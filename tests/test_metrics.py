@@ -70,6 +70,18 @@ def test_uniformity_metric_equals_the_loss_and_needs_no_matrix():
     assert metrics.uniformity(x) == pytest.approx(float(losses.uniformity(x.double())), abs=1e-9)
 
 
+def test_uniformity_of_far_points_does_not_cancel_and_bad_rows_are_named():
+    assert metrics.uniformity(torch.eye(8), t=20.0) == pytest.approx(-40)
+    with pytest.raises(ValueError, match="x: expected finite values, found 1"):
+        metrics.uniformity(torch.tensor([[1.0, math.nan], [0.0, 1.0]]))
+    with pytest.raises(ValueError, match="y: expected finite values"):
+        metrics.alignment(torch.eye(2), torch.eye(2) * math.inf)
+
+
+def test_average_precision_of_no_queries_is_empty():
+    assert metrics.average_precision(torch.zeros(0, 4), torch.zeros(0, 4, dtype=torch.bool)).shape == (0,)
+
+
 def test_alignment_of_opposite_points_is_the_squared_diameter():
     x = torch.eye(3)
     assert metrics.alignment(x, x) == 0

@@ -105,9 +105,20 @@ def test_nearest_is_exact_where_expansion_cancels():
     assert torch.allclose(far, torch.cdist(descriptors(30, 8, 1), descriptors(90, 8, 2)).square().amin(1), atol=1e-5)
 
 
+def test_nearest_finds_the_closer_of_two_near_duplicates():
+    base, noise = descriptors(300, 512, 0), descriptors(600, 512, 1)
+    gallery = torch.cat([base + 3e-4 * noise[:300], base + 1e-4 * noise[300:]])
+    expected = (base[:, None].double() - gallery[None].double()).square().sum(-1).amin(1).float()
+    assert torch.allclose(search.nearest(base, gallery), expected, rtol=1e-5, atol=0.0)
+    many = (base[:1] + 1e-4 * descriptors(2000, 512, 2))[torch.arange(2000)]
+    exact = (base[:1].double() - many.double()).square().sum(-1).amin()
+    assert torch.allclose(search.nearest(base[:1], many).double(), exact, rtol=1e-5, atol=0.0)
+
+
 def test_no_queries_give_no_rows():
     gallery = descriptors(5, 3, 0)
     assert search.topk(torch.zeros(0, 3), gallery, 2).index.shape == (0, 2)
+    assert search.nearest(torch.zeros(0, 3), gallery).shape == (0,)
     assert search.rank_of(torch.zeros(0, 3), gallery, torch.zeros(0, dtype=torch.int64)).shape == (0,)
 
 

@@ -17,9 +17,9 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write(metrics_by_seed, chapter="03_x", profile="smoke"):
+def write(metrics_by_seed, chapter="03_x", profile="smoke", seeds=9, epochs=1):
     for seed, metrics in metrics_by_seed.items():
-        run = study.Run(chapter, profile=profile, seed=seed, device="cpu", parameters={"epochs": 1})
+        run = study.Run(chapter, profile=profile, seed=seed, device="cpu", parameters={"epochs": epochs, "seeds": seeds})
         for name, value in metrics.items():
             run[name] = float(value)
         run.save()
@@ -35,7 +35,7 @@ def ledger(tmp_path, check):
 def test_a_record_round_trips_with_versions_and_device(results):
     write({0: {"a.b": 1.5}})
     (record,) = study.records("smoke")
-    assert (record.chapter, record.seed, record.metrics, record.parameters) == ("03_x", 0, {"a.b": 1.5}, {"epochs": 1})
+    assert (record.chapter, record.seed, record.metrics, record.parameters["epochs"]) == ("03_x", 0, {"a.b": 1.5}, 1)
     assert "torch" in record.versions and record.device.startswith("cpu")
     assert not list(results.rglob("*.part"))
 
@@ -60,9 +60,18 @@ def test_one_metric_of_two_chapters_is_refused(results):
         study.values(study.records("smoke"))
 
 
-def test_seeds_limit_what_a_page_reads(results):
-    write({s: {"a": float(s)} for s in range(4)})
-    assert [r.seed for r in study.records("smoke", seeds=2)] == [0, 1]
+def test_a_profile_s_records_are_its_own_seeds_and_the_run_under_way(results):
+    write({s: {"a": float(s)} for s in range(4)}, seeds=2)
+    assert [r.seed for r in study.records("smoke")] == [0, 1]
+    run = study.Run("03_x", profile="smoke", seed=3, device="cpu", parameters={"epochs": 1, "seeds": 2})
+    assert [r.seed for r in study.records("smoke", own=run)] == [0, 1, 3]
+
+
+def test_records_of_different_parameters_are_not_pooled(results):
+    write({0: {"a": 1.0}}, seeds=2)
+    write({1: {"a": 2.0}}, seeds=2, epochs=60)
+    with pytest.raises(ValueError, match="03_x, seed 1: expected the parameters of the other seeds, found other epochs"):
+        study.values(study.records("smoke"))
 
 
 def test_interval_is_student_s():

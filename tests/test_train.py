@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -176,6 +177,28 @@ def test_a_loss_that_is_not_finite_names_the_epoch_and_keeps_the_checkpoint(tmp_
     with pytest.raises(FloatingPointError, match="in epoch 2"):
         train.fit(Breaks(), BATCHES, RECIPE, out=tmp_path)
     assert torch.load(tmp_path / "checkpoint.pt")["log"][-1]["epoch"] == 1
+
+
+def test_no_batches_and_broken_parameters_raise():
+    with pytest.raises(ValueError, match="batches: expected at least one batch in epoch 1"):
+        train.fit(_seeded_regression(), lambda epoch: [], RECIPE)
+
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(3))
+
+        def forward(self, batch):
+            return self.w.square().sum().sqrt()  # its gradient at 0 is NaN
+
+    with pytest.raises(FloatingPointError, match="1 parameters are not finite after epoch 1, first w"):
+        train.fit(Root(), lambda epoch: [0], train.Recipe(epochs=1, lr=0.1))
+
+
+def test_metrics_of_any_float_type_survive_a_checkpoint(tmp_path):
+    evaluate = lambda module: {"r1": np.float64(0.5)}  # noqa: E731
+    train.fit(_seeded_regression(), BATCHES, RECIPE, out=tmp_path, evaluate=evaluate)
+    assert train.fit(_seeded_regression(), BATCHES, RECIPE, out=tmp_path).log[-1]["r1"] == 0.5
 
 
 @pytest.mark.parametrize("bad", [{"optimizer": "lion"}, {"schedule": "linear"}, {"amp": "fp8"}, {"epochs": 0}, {"lr": 0.0}])

@@ -32,10 +32,13 @@ def cached(name: str, parameters: dict, build: Callable[[], dict[str, np.ndarray
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-        for part, array in build().items():
-            np.save(partial / f"{part}.npy", array)
         try:
+            for part, array in build().items():
+                np.save(partial / f"{part}.npy", array)
+            partial.chmod(0o755)
             os.rename(partial, folder)
-        except OSError:  # another process was first with the same content
-            shutil.rmtree(partial)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if not (isinstance(error, OSError) and folder.is_dir()):  # else another process was first with the same content
+                raise
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}

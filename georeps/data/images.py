@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # what converts to 8-bit RGB without a choice
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
 
 
 class CorruptImage(ValueError):
-    """A file that is there but does not decode."""
+    """A file that is there but does not decode to 8-bit RGB."""
 
 
 def load(path: Path | str, *, size: tuple[int, int] | None = None) -> UInt8[Tensor, "3 h w"]:
@@ -28,9 +29,11 @@ def load(path: Path | str, *, size: tuple[int, int] | None = None) -> UInt8[Tens
         raise FileNotFoundError(f"{path}: expected an image, found no file")
     try:
         with Image.open(path) as image:
-            image = image.convert("RGB")
+            mode, image = image.mode, image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise CorruptImage(f"{path}: expected a whole image, found {path.stat().st_size} bytes that fail: {error}") from error
+    if mode not in MODES:
+        raise CorruptImage(f"{path}: expected 8 bits a channel ({', '.join(MODES)}), found mode {mode}: scale it first")
     if size is not None:
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -62,15 +65,25 @@ def load_all(
 def paired(root: Path | str, first: str, second: str) -> tuple[list[Path], list[Path]]:
     """The images of two folders under `root` that show the same places, matched by name without extension, in order.
 
-    Raises FileNotFoundError for a missing or empty folder, ValueError naming every image that has no partner.
+    Raises FileNotFoundError for a missing or empty folder, ValueError naming every image that has no partner, shares its
+    name with another, or is of another format (hidden files are passed over).
     """
-    folders = [Path(root) / name for name in (first, second)]
-    found = [{p.stem: p for p in sorted(f.glob("*")) if p.suffix.lower() in SUFFIXES} for f in folders]
-    for folder, files in zip(folders, found, strict=True):
-        if not files:
-            raise FileNotFoundError(f"{folder}: expected images ({', '.join(SUFFIXES)}), found none")
+    found = [_by_stem(Path(root) / name) for name in (first, second)]
     alone = [str(found[i][stem]) for i in (0, 1) for stem in sorted(set(found[i]) - set(found[1 - i]))]
     if alone:
         raise ValueError(f"{root}: expected pairs of one name, found {len(alone)} images without a partner: {', '.join(alone)}")
     stems = sorted(found[0])
     return [found[0][s] for s in stems], [found[1][s] for s in stems]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    files = [p for p in sorted(folder.glob("*")) if not p.name.startswith(".")]
+    other = [p.name for p in files if p.suffix.lower() not in SUFFIXES]
+    stems = [p.stem for p in files]
+    doubled = sorted({p.name for p in files if stems.count(p.stem) > 1})
+    if not files:
+        raise FileNotFoundError(f"{folder}: expected images ({', '.join(SUFFIXES)}), found none")
+    if other or doubled:
+        wrong = f"other files: {', '.join(other)}" if other else f"one name twice: {', '.join(doubled)}"
+        raise ValueError(f"{folder}: expected images ({', '.join(SUFFIXES)}) of different names, found {wrong}")
+    return dict(zip(stems, files, strict=True))
