@@ -7,7 +7,7 @@ The package holds what the chapters of the book share; read it from the left:
     encoders                     image -> feature map -> descriptor
     metrics                      ranks, scores and distances -> the numbers of the papers
     crossview                    Siamese-VGG and SAFA, the two-branch models
-    data                         the embedded worlds and readers of files
+    data                         earth, the embedded world; images and folders, the readers of files
     train, plots, study          the training loop, every figure, records / tables / claims
 
 A module imports only from its left (tests/test_package.py holds the order). Import modules, not names:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -19,15 +19,17 @@ def soft_margin_triplet(
     *,
     distance: Literal["l2", "squared"] = "l2",
     gamma_place: Literal["outside", "inside"] = "outside",
+    same_place: Bool[Tensor, "b b"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean soft-margin triplet loss over both directions; row i of one view matches row i of the other.
 
     Paper (thesis, Eq. 3.3): log(1 + gamma exp(d_pos - d_neg)) with L2 distances, summed over the 2 B (B - 1) triplets
     of Eq. 3.4. Here: their mean, so that the value does not grow with the batch. Published code (CVM-Net, SAFA, VIGOR)
     has gamma inside, log(1 + exp(gamma (d_pos - d_neg))), on squared distances: `gamma_place="inside"`,
-    `distance="squared"`. Outside, gamma only shifts the margin by log(gamma); inside, it scales the slope.
+    `distance="squared"`. Outside, gamma only shifts the margin by log(gamma); inside, it scales the slope. Pairs marked in
+    `same_place` are no negatives of each other (CVACT's 25 m rule).
 
-    Raises ValueError for a batch of fewer than two pairs, which holds no triplet.
+    Raises ValueError for a batch that holds no triplet: fewer than two pairs, or all of one place.
     """
     n = ground.shape[0]
     if n < 2:
@@ -37,7 +39,12 @@ def soft_margin_triplet(
     positive = pairwise.diagonal()
     margin = torch.stack([positive[:, None] - pairwise, positive[None, :] - pairwise])
     loss = F.softplus(margin + math.log(gamma) if gamma_place == "outside" else gamma * margin)
-    return loss[:, ~torch.eye(n, dtype=torch.bool, device=loss.device)].mean()
+    negative = ~torch.eye(n, dtype=torch.bool, device=loss.device)
+    if same_place is not None:
+        negative &= ~same_place
+    if not bool(negative.any()):
+        raise ValueError(f"same_place: expected at least two places in the batch, found {n} pairs of one")
+    return loss[:, negative].mean()
 
 
 def info_nce(

@@ -41,6 +41,32 @@ def recall_at_percent(
     return recall_at(ranks, max(1, k))
 
 
+def hit_rate(
+    queries: Float[Tensor, "q d"],
+    gallery: Float[Tensor, "g d"],
+    positive: Int64[Tensor, "q"],
+    semi: Int64[Tensor, "q s"],
+    *,
+    definition: Literal["covers", "published"] = "covers",
+) -> float:
+    """VIGOR's hit rate: the share of queries whose place is found at rank 1; ties count against the query.
+
+    "covers", the paper's words: the best tile is the positive or a semi-positive. "published", the paper's code and all that
+    followed it: no tile but semi-positives scores as high as the positive. The latter is stricter: a semi-positive at
+    rank 1 and a wrong tile before the positive is a miss.
+    """
+    if definition not in ("covers", "published"):
+        raise ValueError(f"definition: expected 'covers' or 'published', found {definition!r}")
+    found = search.topk(queries, gallery, min(semi.shape[1] + 2, len(gallery)))
+    member = (found.index[:, :, None] == torch.cat([positive[:, None], semi], dim=1)[:, None, :]).any(-1)
+    if definition == "covers":
+        bar = found.scores[:, :1]
+    else:  # out of reach where the positive is not among the first 1 + s: more than the semi-positives are ahead of it
+        own = torch.where(found.index == positive[:, None], found.scores, -math.inf)
+        bar = own.amax(dim=1, keepdim=True)
+    return (~(~member & (found.scores >= bar)).any(dim=1)).double().mean().item()
+
+
 def average_precision(
     scores: Float[Tensor, "q g"], relevant: Bool[Tensor, "q g"], *, form: Literal["hits", "trapezoid"] = "hits"
 ) -> Float[Tensor, "q"]:

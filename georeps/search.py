@@ -54,7 +54,7 @@ def topk(
         scores, index = _candidates_faiss(queries, gallery, width)
     else:
         scores, index = _candidates_torch(queries, gallery, width, memory)
-    rows = _order_ties(scores, index, queries, gallery, tolerance)
+    scores, index, rows = _order_ties(scores, index, queries, gallery, tolerance)
     if width < len(gallery):  # a tie may reach past the candidates: those rows are searched again, exactly
         rows = rows & (scores[:, k - 1] - scores[:, -1] <= tolerance)
         scores, index = scores[:, :k].contiguous(), index[:, :k].contiguous()
@@ -219,22 +219,24 @@ def _candidates_torch(
 
 def _order_ties(
     scores: Tensor, index: Tensor, queries: Tensor, gallery: Tensor, tolerance: Tensor
-) -> Bool[Tensor, "q"]:
-    """Rescore what stands within rounding of a neighbour, put those rows in order, both in place; say which rows had any."""
-    close = scores[:, :-1] - scores[:, 1:] <= tolerance[:, None]
-    near = torch.zeros_like(scores, dtype=torch.bool)
+) -> tuple[Tensor, Tensor, Bool[Tensor, "q"]]:
+    """Rescore what stands within rounding of a neighbour and put those rows in order; say which rows had any.
+
+    In numpy on every device: these arrays are small, and on CPU the threads of faiss and torch get in each other's way.
+    """
+    s, at = scores.cpu().numpy(), index.cpu().numpy()
+    close = s[:, :-1] - s[:, 1:] <= tolerance.cpu().numpy()[:, None]
+    near = np.zeros(s.shape, bool)
     near[:, :-1] |= close
     near[:, 1:] |= close
-    rows = near.any(dim=1)
-    row, column = near.nonzero(as_tuple=True)
-    scores[row, column] = _pair_scores(queries, gallery, row, index[row, column])
-    equal_swapped = (scores[:, :-1] == scores[:, 1:]) & (index[:, :-1] > index[:, 1:])
-    wrong = ((scores[:, :-1] < scores[:, 1:]) | equal_swapped).any(dim=1)
-    index_sorted, by_index = index[wrong].sort(dim=1)
-    scores_sorted, by_score = scores[wrong].gather(1, by_index).sort(dim=1, descending=True, stable=True)
-    scores[wrong] = scores_sorted
-    index[wrong] = index_sorted.gather(1, by_score)
-    return rows
+    row, column = near.nonzero()
+    pairs = (torch.from_numpy(x).to(queries.device) for x in (row, at[row, column]))
+    s[row, column] = _pair_scores(queries, gallery, *pairs).cpu().numpy()
+    swapped = (s[:, :-1] < s[:, 1:]) | ((s[:, :-1] == s[:, 1:]) & (at[:, :-1] > at[:, 1:]))
+    wrong = swapped.any(axis=1)
+    order = np.lexsort((at[wrong], -s[wrong]), axis=1)
+    s[wrong], at[wrong] = (np.take_along_axis(x[wrong], order, axis=1) for x in (s, at))
+    return *(torch.from_numpy(x).to(queries.device) for x in (s, at)), torch.from_numpy(near.any(axis=1)).to(queries.device)
 
 
 def _count(mask: Bool[Tensor, "r c"]) -> Int64[Tensor, "r"]:

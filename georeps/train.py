@@ -102,16 +102,43 @@ def rate(recipe: Recipe, epoch: float) -> float:
     return recipe.lr
 
 
-def shuffled(n: int, batch: int, *, seed: int) -> Callable[[int], list[Tensor]]:
-    """Index batches of n items in an order drawn from (seed, epoch); the last n mod batch items of an order sit out."""
+def shuffled(n: int, batch: int, *, seed: int, tiles: Tensor | None = None) -> Callable[[int], list[Tensor]]:
+    """Index batches of n items in an order drawn from (seed, epoch); the last items, which fill no batch, sit out.
+
+    With `tiles` "n t", no tile belongs to two items of a batch (VIGOR: the positive and its semi-positives): an item that
+    shares one waits for a later batch.
+    """
     if not 1 <= batch <= n:
         raise ValueError(f"batch: expected 1..{n} (the number of items), found {batch}")
+    sets = None if tiles is None else [frozenset(row) for row in tiles.tolist()]
 
     def batches(epoch: int) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(_mix(seed, epoch))
-        return list(torch.randperm(n, generator=generator)[: n - n % batch].split(batch))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(_mix(seed, epoch)))
+        if sets is not None:
+            return _distinct(order.tolist(), sets, batch)
+        return list(order[: n - n % batch].split(batch))
 
     return batches
+
+
+def _distinct(waiting: list[int], sets: list[frozenset], batch: int) -> list[Tensor]:
+    full = []
+    while len(waiting) >= batch:
+        chosen, used, later = [], set(), []
+        for at, i in enumerate(waiting):
+            if len(chosen) == batch:
+                later += waiting[at:]
+                break
+            if used.isdisjoint(sets[i]):
+                chosen.append(i)
+                used |= sets[i]
+            else:
+                later.append(i)
+        if len(chosen) < batch:
+            break
+        full.append(torch.tensor(chosen))
+        waiting = later
+    return full
 
 
 def _optimizer(step: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -67,6 +67,20 @@ def test_under_autocast_a_batch_close_to_collapse_keeps_its_gradient(place):
     assert torch.equal(*gradients) and gradients[0].abs().max() > 0
 
 
+def test_pairs_of_one_place_are_no_negatives():
+    ground, satellite = rows(5, 7, 0), rows(5, 7, 1)
+    near = torch.eye(5, dtype=torch.bool)
+    near[0, 1] = near[1, 0] = True
+    loss = losses.soft_margin_triplet(ground, satellite, same_place=near)
+    terms = []
+    for i, j in ((i, j) for i in range(5) for j in range(5) if not near[i, j]):
+        for a, b in ((ground, satellite), (satellite, ground)):
+            terms.append(math.log(1 + 10 * math.exp(float((a[i] - b[i]).norm() - (a[i] - b[j]).norm()))))
+    assert len(terms) == 36 and float(loss) == pytest.approx(sum(terms) / 36, abs=1e-9)
+    with pytest.raises(ValueError, match="expected at least two places"):
+        losses.soft_margin_triplet(ground, satellite, same_place=torch.ones(5, 5, dtype=torch.bool))
+
+
 def test_triplet_of_one_pair_raises():
     with pytest.raises(ValueError, match="at least 2 pairs"):
         losses.soft_margin_triplet(rows(1, 3, 0), rows(1, 3, 1))

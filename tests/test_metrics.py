@@ -35,6 +35,21 @@ def test_unknown_convention_raises(unchecked):
         metrics.recall_at_percent(torch.arange(10), 10, convention="round")
 
 
+@pytest.mark.parametrize("definition", ["covers", "published"])
+def test_hit_rate_follows_its_definition_row_by_row(definition):
+    generator = torch.Generator().manual_seed(0)
+    queries, gallery = torch.randn(300, 3, generator=generator), torch.randn(12, 3, generator=generator)
+    gallery[7] = gallery[2]
+    tiles = torch.stack([torch.randperm(12, generator=generator)[:4] for _ in range(300)])
+    hits = 0
+    for scores, row in zip((queries.double() @ gallery.double().T).float(), tiles, strict=True):
+        others = [float(scores[j]) for j in range(12) if j not in row.tolist()]
+        best = float(scores[row].max()) if definition == "covers" else float(scores[row[0]])
+        hits += max(others) < best
+    assert metrics.hit_rate(queries, gallery, tiles[:, 0], tiles[:, 1:], definition=definition) == pytest.approx(hits / 300)
+    assert 0 < hits < 300
+
+
 def test_average_precision_equals_scikit_learn_without_ties():
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(20, 300, generator=generator)

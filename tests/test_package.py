@@ -95,7 +95,7 @@ def test_chapters_are_committed_with_outputs_and_smoke_parameters(path):
     assert not any(o.get("name") == "stderr" or o.output_type == "error" for c in code for o in c.outputs)
     assert "widgets" not in notebook.metadata
     assert max(len(c.source.splitlines()) for c in code if "parameters" not in c.metadata.get("tags", [])) <= 20
-    assert max(len(line) for c in code if "parameters" not in c.metadata.get("tags", []) for line in c.source.splitlines()) <= 81
+    assert max(len(line) for c in code if "parameters" not in c.metadata.get("tags", []) for line in c.source.splitlines()) <= 80
     tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1 and "hide-input" in tagged[0].metadata.tags
     lines = tagged[0].source.splitlines()

@@ -169,6 +169,18 @@ def test_shuffled_visits_every_item_in_an_order_of_its_epoch():
         train.shuffled(3, 4, seed=0)
 
 
+def test_no_tile_belongs_to_two_items_of_a_batch():
+    generator = torch.Generator().manual_seed(0)
+    tiles = torch.randint(60, (200, 4), generator=generator)
+    batches = train.shuffled(200, 6, seed=1, tiles=tiles)
+    for batch in batches(0):
+        rows = [set(tiles[i].tolist()) for i in batch]
+        assert len(set.union(*rows)) == sum(len(row) for row in rows) and len(batch) == 6
+    everything = torch.cat(batches(0))
+    assert len(everything.unique()) == len(everything) > 150
+    assert not torch.equal(everything, torch.cat(batches(1)))
+
+
 def test_a_loss_that_is_not_finite_names_the_epoch_and_keeps_the_checkpoint(tmp_path):
     class Breaks(Regression):
         def forward(self, i):
