@@ -42,4 +42,4 @@ $(ENV): pyproject.toml constraints.txt
 	@touch $(ENV)
 
 clean:
-	rm -rf _build .snakemake book/runs book/figures book/results/smoke book/results/laptop
+	rm -rf _build .snakemake book/runs book/figures book/results/smoke book/results/laptop book/results/custom

@@ -168,8 +168,10 @@ def one_gpu(profile: str):
                 continue
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
             break
-        yield
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        try:
+            yield
+        finally:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 
 
 def list_gpus() -> list[str]:

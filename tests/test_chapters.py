@@ -3,6 +3,7 @@
 `make test` builds the smoke book first and names it in GEOREPS_SMOKE_BOOK; without it these tests say so and skip.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -68,6 +69,21 @@ def test_a_chapter_that_succeeds_shows_its_position_and_collapses_its_parameters
     cells = nbformat.read(small_book / "runs/custom/01_small-s0.ipynb", as_version=4).cells
     assert all("hide-input" in c.metadata.tags for c in cells[:2]) and cells[-1].outputs[0].text == "3\n"
     assert 'profile = "custom"' in cells[1].source, "a run with parameters of its own is no part of a profile"
+
+
+def test_jobs_side_by_side_take_one_gpu_each(monkeypatch, tmp_path):
+    spec = importlib.util.spec_from_file_location("execute", BOOK / "execute.py")
+    runner = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(runner)
+    monkeypatch.setattr(runner, "list_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(runner.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with runner.one_gpu("gpu"):
+        first = os.environ.pop("CUDA_VISIBLE_DEVICES")
+        with runner.one_gpu("gpu"):
+            assert {first, os.environ["CUDA_VISIBLE_DEVICES"]} == {"0", "1"}
+    with runner.one_gpu("laptop"):
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 def test_unknown_chapters_profiles_and_parameters_are_named(small_book):
