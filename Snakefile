@@ -15,6 +15,8 @@ import yaml
 PROFILE = config.get("profile", "laptop")
 OUT = config.get("out", "_build")
 DATA_ROOT = config.get("data_root") or ""
+if DATA_ROOT and PROFILE != "paper":
+    raise WorkflowError(f"data_root: a whole book on your own data is profile paper, found {PROFILE!r}; for one chapter: make run")
 THREADS = int(config.get("threads", os.cpu_count()))  # of a job that may use the whole machine
 BOOK = Path(workflow.basedir) / "book"
 CHAPTERS = sorted(Path(p).stem for p in glob(str(BOOK / "chapters" / "*.ipynb")))

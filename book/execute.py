@@ -63,7 +63,8 @@ def defaults(chapter: Path) -> dict:
     if len(cells) != 1:
         sys.exit(f"{chapter}: expected one cell tagged 'parameters', found {len(cells)}")
     lines = ast.parse(cells[0].source).body
-    return {getattr(line, "target", None) and line.target.id or line.targets[0].id: ast.literal_eval(line.value) for line in lines}
+    names = [(line.target if isinstance(line, ast.AnnAssign) else line.targets[0]).id for line in lines]
+    return dict(zip(names, (ast.literal_eval(line.value) for line in lines), strict=True))
 
 
 def parameters(chapter: Path, profile: str, seed: int, own: dict) -> dict:
@@ -83,9 +84,11 @@ def parameters(chapter: Path, profile: str, seed: int, own: dict) -> dict:
 
 
 def execute(chapter: Path, profile: str, seed: int, own: dict, data_root: str) -> None:
-    """Run a chapter. With parameters of its own a run is no part of the profile: it goes to runs/custom, results/custom."""
+    """Run a chapter. With parameters of its own, or data of its own in a profile that has none, a run is no part of the
+    profile: it goes to runs/custom and results/custom.
+    """
     values = parameters(chapter, profile, seed, own)
-    label = "custom" if own else profile
+    label = "custom" if own or (data_root and profile != "paper") else profile
     values |= {"profile": label} | ({"data_root": data_root} if data_root else {})
     name = f"{chapter.stem}-s{seed}"
     folder, failed = BOOK / "runs" / label, BOOK / "runs" / "failed" / f"{name}-{label}.ipynb"

@@ -71,6 +71,18 @@ def test_a_chapter_that_succeeds_shows_its_position_and_collapses_its_parameters
     assert 'profile = "custom"' in cells[1].source, "a run with parameters of its own is no part of a profile"
 
 
+def test_data_of_one_s_own_does_not_replace_a_profile_s_run(small_book):
+    path = small_book / "chapters" / "01_small.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source += '\ndata_root: str = ""'
+    nbformat.write(notebook, path)
+    run = python(small_book / "execute.py", "01", "--profile", "smoke", "--data-root", small_book)
+    assert run.returncode == 0, run.stderr
+    assert (small_book / "runs/custom/01_small-s0.ipynb").is_file() and not (small_book / "runs/smoke").exists()
+    refused = python("-m", "snakemake", "-n", "--config", "profile=laptop", "data_root=/own", "out=_build/none")
+    assert refused.returncode != 0 and "data_root: a whole book on your own data" in refused.stderr + refused.stdout
+
+
 def test_jobs_side_by_side_take_one_gpu_each(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("execute", BOOK / "execute.py")
     runner = importlib.util.module_from_spec(spec)
