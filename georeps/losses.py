@@ -62,6 +62,28 @@ def info_nce(
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
 
 
+def symmetric_info_nce(
+    ground: Float[Tensor, "b d"],
+    satellite: Float[Tensor, "b d"],
+    temperature: float = 0.1,
+    *,
+    label_smoothing: float = 0.0,
+    same_place: Bool[Tensor, "b b"] | None = None,
+) -> Float[Tensor, ""]:
+    """InfoNCE between the views, both directions averaged: row i of one view matches row i of the other (Sample4Geo, 2023).
+
+    The other rows of the batch are the negatives, but for those marked in `same_place`. Sample4Geo learns the temperature, from
+    1/14.3, and smooths labels by 0.1; the mean over the batch, in nats.
+    """
+    logits = _similarity(ground, satellite) / temperature
+    if same_place is not None:
+        other = ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+        logits = logits.masked_fill(same_place & other, -1e4)
+    target = torch.arange(len(logits), device=logits.device)
+    both = (F.cross_entropy(x, target, label_smoothing=label_smoothing) for x in (logits, logits.T))
+    return sum(both) / 2
+
+
 def uniformity(x: Float[Tensor, "b d"], t: float = 2.0) -> Float[Tensor, ""]:
     """Log of the average Gaussian potential exp(-t |x_i - x_j|^2) over pairs i != j of normalised rows (Eq. 3.5).
 

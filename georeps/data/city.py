@@ -6,14 +6,14 @@
     tiles = city.satellite(places, size=32)                        CVACT: a tile centred on each camera (or off by `offset` metres)
 
 Tiles are 72.96 m a side and lie on a grid of half that step, as in VIGOR: the tile whose centre is nearest is the positive,
-the three others that hold the camera are semi-positives. `plan` draws a city's plan, `render` its pictures. A city depends on
+the three others that hold the camera are semi-positives. `plan` draws a city's plan, `scene` and `street` its pictures. A city depends on
 its number and size alone; all that is rendered is stored (`data.cached`).
 """
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,8 +26,9 @@ from torch import Tensor
 
 from georeps import data
 from georeps.data import plan as plans
-from georeps.data import render
-from georeps.data.render import Moment
+from georeps.data import scene as scenes
+from georeps.data import street
+from georeps.data.scene import Moment
 
 TRAIN_CITIES = (0, 1, 2, 3)  # of the cross-area split
 TEST_CITIES = (4, 5)  # of both splits
@@ -69,18 +70,19 @@ def places(
 ) -> Places:
     """Cameras of a part: n drawn with `seed` (all without n), the first n of one order.
 
-    Both splits test on the same cameras of the same cities. "cross" trains on other cities, "same" on other cameras of the
-    test cities; as in VIGOR a tile has at most two cameras, one of each part where it has two, so that nearly half of the
-    test positives are training positives. `cities` names other cities: then all their cameras (split "cross") or those of the
-    part.
+    Both splits test on the same cameras of the same cities. "cross" trains on all cameras of other cities, "same" on the
+    training cameras of these and of the test cities; as in VIGOR a tile has at most two cameras, one of each part where it has
+    two, so that nearly half of the test positives are training positives. `cities` names other cities.
     """
     for name, value, allowed in (("split", split, ("same", "cross")), ("part", part, ("train", "test"))):
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {allowed}, found {value!r}")
     if tiles < 4:
         raise ValueError(f"tiles: expected at least 4 along a side, found {tiles}")
-    everyone = cities is not None and split == "cross" or (split, part) == ("cross", "train")
-    cities = tuple(cities) if cities is not None else TRAIN_CITIES if (split, part) == ("cross", "train") else TEST_CITIES
+    everyone = (split, part) == ("cross", "train")
+    if cities is None:
+        cities = TEST_CITIES if part == "test" else TRAIN_CITIES if everyone else (*TRAIN_CITIES, *TEST_CITIES)
+    cities = tuple(cities)
     tables = [_cameras(c, tiles) for c in cities]
     keep = [np.flatnonzero(everyone | (t["part"] == ("train", "test").index(part))) for t in tables]
     join = lambda name: torch.from_numpy(np.concatenate([t[name][k] for t, k in zip(tables, keep, strict=True)]))  # noqa: E731
@@ -119,18 +121,16 @@ def ground(
         raise ValueError(f"fov, elevation: expected 0 < fov <= 360 and -90 <= low < high <= 90, found {fov} and {elevation}")
     settings = {"size": list(size), "moment": dataclasses.asdict(moment), "heading": heading, "elevation": list(elevation), "fov": fov}
 
-    def build(c: int) -> np.ndarray:
-        cameras = _cameras(c, where.tiles)
-        turn = {"north": np.zeros(len(cameras["xy"])), "street": cameras["heading"]}.get(heading)
-        turn = np.full(len(cameras["xy"]), float(heading)) if turn is None else turn
-        view = _scene(c, where.tiles, moment)
-        return render.panoramas(view, cameras["xy"], size=tuple(size), heading=turn, elevation=elevation, fov=fov, seed=c).numpy()
-
-    pools = {c: _stored("city-ground", settings, c, where.tiles, build) for c in where.cities}
     out = np.empty((len(where), 3, *size), np.uint8)
-    for c, pool in pools.items():
-        own = (where.city == c).numpy()
-        out[own] = pool[where.row[own].numpy()]
+    for c in where.cities:
+        cameras = _cameras(c, where.tiles)
+        for part in (0, 1):  # stored apart: most uses need one of them
+            pool = np.flatnonzero(cameras["part"] == part)
+            own = (where.city.numpy() == c) & np.isin(where.row.numpy(), pool)
+            if own.any():
+                build = functools.partial(_panoramas, c, where.tiles, pool, moment, heading, size=tuple(size), elevation=elevation, fov=fov)
+                stored = _stored("city-ground", {**settings, "part": part}, c, where.tiles, build)
+                out[own] = stored[np.searchsorted(pool, where.row.numpy()[own])]
     return torch.from_numpy(out)
 
 
@@ -144,17 +144,24 @@ def satellite(where: Places, *, size: int, offset: float = 0.0, seed: int = 0) -
     out = torch.empty(len(where), 3, size, size, dtype=torch.uint8)
     for c in where.cities:
         own = where.city == c
-        out[own] = render.tiles(_above(c, where.tiles), centres[own.numpy()], size=size, extent=TILE)
+        out[own] = scenes.tiles(_above(c, where.tiles), centres[own.numpy()], size=size, extent=TILE)
     return out
 
 
 def gallery(where: Places, *, size: int) -> UInt8[Tensor, "g 3 size size"]:
     """Every tile of the grids of the places' cities, north up, in the order that `positive` and `semi` count."""
     _check_size("size", (size,))
-    parts = [render.tiles(_above(c, where.tiles), _centres(where.tiles), size=size, extent=TILE) for c in where.cities]
+    parts = [scenes.tiles(_above(c, where.tiles), _centres(where.tiles), size=size, extent=TILE) for c in where.cities]
     return torch.cat(parts)
 
 
+def _panoramas(c: int, tiles: int, rows: np.ndarray, moment: Moment, heading: str | float, **options) -> np.ndarray:
+    cameras = _cameras(c, tiles)
+    turn = cameras["heading"][rows] if heading == "street" else np.full(len(rows), 0.0 if heading == "north" else float(heading))
+    return street.panoramas(_scene(c, tiles, moment), cameras["xy"][rows], heading=turn, seed=c, **options).numpy()
+
+
+@functools.lru_cache(maxsize=16)
 def _cameras(c: int, tiles: int) -> dict[str, np.ndarray]:
     """At most two cameras a tile, in a lane, where a street crosses the middle quarter of the tile."""
     rng = np.random.default_rng([c, 5])
@@ -203,21 +210,21 @@ def _plan(c: int, tiles: int) -> plans.Plan:
 
 
 @functools.lru_cache(maxsize=1)
-def _scene(c: int, tiles: int, moment: Moment) -> render.Scene:
-    return render.scene(_plan(c, tiles), moment)
+def _scene(c: int, tiles: int, moment: Moment) -> scenes.Scene:
+    return scenes.scene(_plan(c, tiles), moment)
 
 
 def _above(c: int, tiles: int) -> np.ndarray:
-    return _stored("city-above", {}, c, tiles, lambda c: _scene(c, tiles, SATELLITE).above())
+    return _stored("city-above", {}, c, tiles, lambda: _scene(c, tiles, SATELLITE).above())
 
 
-def _stored(name: str, settings: dict, c: int, tiles: int, build) -> np.ndarray:
-    return data.cached(name, {"version": _version(), "city": c, "tiles": tiles, **settings}, lambda: {"pixels": build(c)})["pixels"]
+def _stored(name: str, settings: dict, c: int, tiles: int, build: Callable[[], np.ndarray]) -> np.ndarray:
+    return data.cached(name, {"version": _version(), "city": c, "tiles": tiles, **settings}, lambda: {"pixels": build()})["pixels"]
 
 
 @functools.cache
 def _version() -> str:
-    sources = [Path(module).read_text() for module in (__file__, plans.__file__, render.__file__)]
+    sources = [Path(module).read_text() for module in (__file__, plans.__file__, scenes.__file__, street.__file__)]
     return hashlib.sha256(repr([sources, PIL.__version__]).encode()).hexdigest()[:16]
 
 

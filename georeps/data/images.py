@@ -19,8 +19,12 @@ class CorruptImage(ValueError):
     """A file that is there but does not decode to 8-bit RGB."""
 
 
-def load(path: Path | str, *, size: tuple[int, int] | None = None) -> UInt8[Tensor, "3 h w"]:
+def load(
+    path: Path | str, *, size: tuple[int, int] | None = None, rows: tuple[float, float] = (0.0, 1.0)
+) -> UInt8[Tensor, "3 h w"]:
     """One file as RGB; with `size` = (height, width) in pixels resampled to it by area-aware bilinear filtering.
+
+    `rows` keeps a share of the image's rows, from above: (0.25, 0.75) is the middle half that is used of CVACT's panoramas.
 
     Raises FileNotFoundError, or CorruptImage for what no decoder can read to its end; both name the file.
     """
@@ -34,31 +38,40 @@ def load(path: Path | str, *, size: tuple[int, int] | None = None) -> UInt8[Tens
         raise CorruptImage(f"{path}: expected a whole image, found {path.stat().st_size} bytes that fail: {error}") from error
     if mode not in MODES:
         raise CorruptImage(f"{path}: expected 8 bits a channel ({', '.join(MODES)}), found mode {mode}: scale it first")
+    if not 0 <= rows[0] < rows[1] <= 1:
+        raise ValueError(f"rows: expected shares of the height, 0 <= first < last <= 1, found {rows}")
+    if rows != (0.0, 1.0):
+        image = image.crop((0, round(rows[0] * image.height), image.width, round(rows[1] * image.height)))
     if size is not None:
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 class Files(Dataset):
-    """The images of `paths`, decoded when asked for: item i is "3 h w" uint8 of `size` = (height, width)."""
+    """The images of `paths`, decoded when asked for: item i is "3 h w" uint8 of `size` = (height, width), of `rows` as in `load`."""
 
-    def __init__(self, paths: Sequence[Path | str], size: tuple[int, int]):
-        self.paths, self.size = list(paths), size
+    def __init__(self, paths: Sequence[Path | str], size: tuple[int, int], rows: tuple[float, float] = (0.0, 1.0)):
+        self.paths, self.size, self.rows = list(paths), size, rows
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> UInt8[Tensor, "3 h w"]:
-        return load(self.paths[i], size=self.size)
+        return load(self.paths[i], size=self.size, rows=self.rows)
 
 
 def load_all(
-    paths: Sequence[Path | str], *, size: tuple[int, int], workers: int = 0, batch: int = 64
+    paths: Sequence[Path | str],
+    *,
+    size: tuple[int, int],
+    rows: tuple[float, float] = (0.0, 1.0),
+    workers: int = 0,
+    batch: int = 64,
 ) -> UInt8[Tensor, "n 3 h w"]:
     """Every file, in order, decoded by `workers` processes (0: in this one)."""
     if len(paths) == 0:
         raise ValueError("paths: expected at least one image file, found none")
-    loader = DataLoader(Files(paths, size), batch_size=batch, num_workers=workers)
+    loader = DataLoader(Files(paths, size, rows), batch_size=batch, num_workers=workers)
     return torch.cat(list(tqdm(loader, desc="decode", unit="batch", mininterval=1.0)))
 
 

@@ -3,7 +3,7 @@
     street pattern (grid, radial, organic) -> blocks -> lots -> buildings;  streets -> trees, cars, cameras
 
 x runs east and y north from the south-west corner. Every city has its own pattern, palette, density and skyline. Nothing
-here is an image: `render` draws the plan, from above and from a street.
+here is an image: `scene` and `street` draw the plan, from above and from a street.
 """
 
 import math
@@ -221,7 +221,7 @@ def _lots(rng: np.random.Generator, style: Style, sides: np.ndarray) -> list[lis
         for start, end in zip(ends[:-1], ends[1:], strict=True):
             length = np.linalg.norm(end - start)
             along = (end - start) / length
-            inward = np.sign(np.cross(along, centre - start))
+            inward = math.copysign(1.0, along[0] * (centre - start)[1] - along[1] * (centre - start)[0])
             deep = depth * rng.uniform(0.75, 1.0)
             if rng.random() < style.density and length - gap > 4:
                 middle = (start + end) / 2 + inward * np.array([-along[1], along[0]]) * (setback + deep / 2)
@@ -274,7 +274,8 @@ def _plant(rng: np.random.Generator, style: Style, points: pd.DataFrame, blocks:
     for sides, kind in blocks:
         corners = sides[:, 0]
         many = {"park": 0.010, "built": 0.0018, "plaza": 0.001, "parking": 0.0005}[kind] * (0.5 + style.trees)
-        area = 0.5 * abs(np.cross(corners[2] - corners[0], corners[3] - corners[1]))
+        (a, b), (c, d) = corners[2] - corners[0], corners[3] - corners[1]
+        area = abs(a * d - b * c) / 2
         s, t = rng.random((2, rng.poisson(many * area)))[..., None]
         free.append((1 - s) * (1 - t) * corners[0] + s * (1 - t) * corners[1] + s * t * corners[2] + (1 - s) * t * corners[3])
     xy = np.concatenate([kerb, *free])
