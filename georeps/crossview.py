@@ -5,7 +5,6 @@ Siamese-VGG (Zhu et al., VIGOR, 2021) and SAFA (Shi et al., 2019), as re-impleme
     SAFA:  f = concat_k  sum_ij  M_k(i, j) y(i, j),    M_k = FC2_k(FC1_k(max_c y_c))
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -80,10 +79,19 @@ def same_place(position: Float[Tensor, "b 2"], metres: float = 25.0) -> Bool[Ten
     return torch.cdist(position.double(), position.double()) < metres
 
 
-class Matching(nn.Module):
-    """The training step of a two-branch model: indices of pairs -> soft-margin triplet loss (`train.fit` calls it).
+def turn(panorama: Float[Tensor, "b 3 h w"], columns: Int64[Tensor, "b"]) -> Float[Tensor, "b 3 h w"]:
+    """Each panorama as a camera turned to the right by so many columns would have taken it; they wrap around."""
+    width = panorama.shape[-1]
+    index = (torch.arange(width, device=panorama.device) + columns[:, None].to(panorama.device)) % width
+    return panorama.gather(-1, index[:, None, None].expand_as(panorama))
 
-    `fetch(indices)` gives the pairs' images, uint8 "b 3 h w" each, from memory or from disk. The defaults are Eq. 3.3.
+
+class Matching(nn.Module):
+    """The training step of a two-branch model: indices of pairs -> loss (`train.fit` calls it).
+
+    `fetch(indices)` gives the pairs' images, uint8 "b 3 h w" each, from memory or from disk. `loss(ground, satellite)` is Eq. 3.3
+    unless said. With `position` "n 2" in metres, pairs less than 25 m apart are no negatives of each other (`same_place`). With
+    `rotated` every panorama is turned by a random angle: training without knowing north.
     """
 
     def __init__(
@@ -91,20 +99,20 @@ class Matching(nn.Module):
         model: TwoBranch,
         fetch: Callable[[Int64[Tensor, "b"]], tuple[Tensor, Tensor]],
         *,
-        gamma: float = 10.0,
-        distance: Literal["l2", "squared"] = "l2",
-        gamma_place: Literal["outside", "inside"] = "outside",
+        loss: Callable[..., Float[Tensor, ""]] = losses.soft_margin_triplet,
+        position: Float[Tensor, "n 2"] | None = None,
+        rotated: bool = False,
     ):
         super().__init__()
-        self.model, self.fetch = model, fetch
-        self.loss = functools.partial(
-            losses.soft_margin_triplet, gamma=gamma, distance=distance, gamma_place=gamma_place
-        )
+        self.model, self.fetch, self.loss, self.position, self.rotated = model, fetch, loss, position, rotated
 
     def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
         device = next(self.model.parameters()).device
         ground, satellite = (x.to(device, non_blocking=True).float() / 255 for x in self.fetch(index))
-        return self.loss(*self.model(ground, satellite))
+        if self.rotated:
+            ground = turn(ground, torch.randint(ground.shape[-1], (len(ground),)))
+        near = None if self.position is None else same_place(self.position[index]).to(device)
+        return self.loss(*self.model(ground, satellite), same_place=near)
 
 
 def siamese_vgg(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from georeps import search
+from georeps import search, sphere
 
 
 def recall_at(ranks: Int64[Tensor, "q"], k: int) -> float:
@@ -65,6 +65,17 @@ def hit_rate(
         own = torch.where(found.index == positive[:, None], found.scores, -math.inf)
         bar = own.amax(dim=1, keepdim=True)
     return (~(~member & (found.scores >= bar)).any(dim=1)).double().mean().item()
+
+
+def metres(
+    found: Float[Tensor, "q 2"], true: Float[Tensor, "q 2"], *, unit: Literal["metres", "degrees"]
+) -> Float[Tensor, "q"]:
+    """Metre-level error: from each retrieved position to the true one. Degrees are (latitude, longitude), by great circle."""
+    if unit not in ("metres", "degrees"):
+        raise ValueError(f"unit: expected 'metres' or 'degrees', found {unit!r}")
+    if unit == "metres":
+        return (found - true).norm(dim=1)
+    return 1000 * sphere.kilometres(sphere.from_latlon(found.double()), sphere.from_latlon(true.double()))
 
 
 def average_precision(

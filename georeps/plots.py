@@ -55,7 +55,10 @@ def image_grid(
 ) -> Figure:
     """Rows of images; column i of every row belongs together, `titles[i]` stands above it."""
     columns = len(rows[0])
-    figure, axes = plt.subplots(len(rows), columns, figsize=(1.1 * columns, 1.15 * len(rows) + 0.3), squeeze=False)
+    heights = [images.shape[-2] / images.shape[-1] for images in rows]
+    width = 1.1 if min(heights) == 1 else max(1.1, 9.0 / columns)  # panoramas want more room
+    size = (width * columns, width * sum(heights) + 0.05 * len(rows) + 0.3)
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, height_ratios=heights)
     for r, images in enumerate(rows):
         for c in range(columns):
             _show(axes[r, c], images[c])
@@ -83,14 +86,21 @@ def balance(labels: Mapping[str, tuple[Sequence[str], Sequence[str]]], *, keep: 
 def recall_curves(recall: Mapping[str, Mapping[int, Sequence[float]]], *, gallery: int, title: str = "") -> Figure:
     """R@k (%) against k, mean over seeds with its 95% t interval as a band; `recall`: name -> k -> one value a seed."""
     figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-    for (name, curve), colour in zip(recall.items(), PALETTE, strict=False):
-        ks = sorted(curve)
-        mean, half, n = map(np.array, zip(*(study.interval(curve[k]) for k in ks), strict=True))
-        ax.plot(ks, mean, color=colour, marker=".", label=f"{name} (n={n[0]})")
-        ax.fill_between(ks, (mean - half).clip(0, 100), (mean + half).clip(0, 100), color=colour, alpha=0.2, linewidth=0)
+    _bands(ax, recall)
     ks = np.unique(np.geomspace(1, gallery, 50).round())
     ax.plot(ks, 100 * ks / gallery, color="0.5", linestyle=":", label="chance")
     ax.set(xscale="log", xlabel=f"k (of {gallery:,} in the gallery)", ylabel="R@k (%)", ylim=(0, 100), title=title)
+    ax.legend(frameon=False)
+    return figure
+
+
+def sweep(curves: Mapping[str, Mapping[float, Sequence[float]]], *, xlabel: str, ylabel: str, chance: float | None = None) -> Figure:
+    """A measure along a setting, mean over seeds with its 95% t interval as a band; `curves`: name -> setting -> one value a seed."""
+    figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    _bands(ax, curves)
+    if chance is not None:
+        ax.axhline(chance, color="0.5", linestyle=":", label="chance")
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     ax.legend(frameon=False)
     return figure
 
@@ -130,6 +140,31 @@ def heatmap(latlon: Float[Tensor, "g 2"], scores: Float[Tensor, "g"], truth: Flo
     return figure
 
 
+def tile_heatmap(
+    position: Float[Tensor, "g 2"], scores: Float[Tensor, "g"], query: Float[Tensor, "2"], covering: Int64[Tensor, "s"], *, title: str
+) -> Figure:
+    """Localization heatmap of a city (thesis, Figure 6.1): each tile's centre coloured by its score against one query.
+
+    The dotted lines cross where the query was taken; red squares frame the tiles that cover it, the positive first.
+    """
+    figure, ax = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
+    local = position - position.min(dim=0).values
+    step = float(local[local[:, 0] > 0, 0].min())
+    side = round(float(local.max()) / step) + 1
+    image = np.full((side, side), np.nan)
+    column, row = (local / step).round().long().unbind(1)
+    image[row, column] = scores
+    shown = ax.imshow(image, origin="lower", cmap="rocket_r", extent=(-step / 2, side * step - step / 2) * 2)
+    for i, tile in enumerate(covering.tolist()):
+        corner = (local[tile] - step / 2).tolist()
+        ax.add_patch(mpl.patches.Rectangle(corner, step, step, fill=False, color=PALETTE[3], linewidth=2 if i == 0 else 1))
+    ax.axvline(float(query[0] - position[:, 0].min()), color=PALETTE[0], linestyle=":", linewidth=1)
+    ax.axhline(float(query[1] - position[:, 1].min()), color=PALETTE[0], linestyle=":", linewidth=1)
+    ax.set(xlabel="metres east", ylabel="metres north", title=title)
+    figure.colorbar(shown, ax=ax, label="cosine similarity to the query", shrink=0.8)
+    return figure
+
+
 def verdicts(ledger: pd.DataFrame) -> Figure:
     """Margins of the tested claims with their 95% bootstrap intervals; right of 0 is in the claim's favour."""
     tested = ledger[ledger.verdict != "not tested"].iloc[::-1]
@@ -144,6 +179,14 @@ def verdicts(ledger: pd.DataFrame) -> Figure:
     if handles:
         ax.legend(handles=handles, frameon=False)
     return figure
+
+
+def _bands(ax: plt.Axes, curves: Mapping[str, Mapping[float, Sequence[float]]]) -> None:
+    for (name, curve), colour in zip(curves.items(), sns.color_palette("colorblind", max(len(curves), 6)), strict=False):
+        xs = sorted(curve)
+        mean, half, n = map(np.array, zip(*(study.interval(curve[x]) for x in xs), strict=True))
+        ax.plot(xs, mean, color=colour, marker=".", label=f"{name} (n={n[0]})")
+        ax.fill_between(xs, (mean - half).clip(0, 100), (mean + half).clip(0, 100), color=colour, alpha=0.15, linewidth=0)
 
 
 def _show(ax: plt.Axes, image: UInt8[Tensor, "3 h w"], frame: str | tuple | None = None) -> None:
