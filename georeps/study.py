@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -130,12 +131,18 @@ def gather(profile: str) -> Path:
 def records(profile: str, *, chapter: str | None = None, own: Run | None = None) -> list[Record]:
     """Records of a profile, by chapter and seed: seeds 0..n-1 where a chapter's parameters say `seeds: n`, else seed 0.
 
-    Other seeds that lie in the folder are no part of the profile; the run under way (`own`) always belongs, whatever its seed.
+    Other seeds that lie in the folder are no part of the profile; the run under way (`own`) always belongs, whatever its seed, and
+    records of its chapter with other parameters, left by an earlier run, are named in a warning and left out.
     """
     found = [_read_record(path) for path in sorted((results_folder() / profile).glob("*.json"))]
     found = [r for r in found if chapter is None or r.chapter == chapter]
     if own is not None:
-        found = [r for r in found if (r.chapter, r.seed) != (own.record.chapter, own.record.seed)] + [own.record]
+        others = [r for r in found if r.chapter != own.record.chapter]
+        same = [r for r in found if r.chapter == own.record.chapter and r.seed != own.record.seed]
+        stale = [r.seed for r in same if r.parameters != own.record.parameters]
+        if stale:
+            warnings.warn(f"{own.record.chapter}: left out seeds {stale} of an earlier run with other parameters", stacklevel=2)
+        found = [*others, *(r for r in same if r.seed not in stale), own.record]
     found = [r for r in found if r.seed < r.parameters.get("seeds", 1) or (own is not None and r is own.record)]
     return sorted(found, key=lambda r: (r.chapter, r.seed))
 

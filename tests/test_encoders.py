@@ -1,7 +1,5 @@
 """Encoders and the two-branch models against torchvision and the listing in the thesis."""
 
-import math
-
 import pytest
 import torch
 import torchvision
@@ -80,56 +78,6 @@ def test_spatial_aware_aggregation_refuses_another_grid_and_reduction(unchecked)
         crossview.SpatialAware(5, (4, 6))(torch.zeros(1, 5, 4, 4))
     with pytest.raises(ValueError, match="reduction: expected 'max' or 'mean'"):
         crossview.SpatialAware(5, (4, 6), reduction="median")
-
-
-def polar_loop(image, height, width):
-    """SAFA's data preparation, letter by letter: floor and the next pixel, 0 outside."""
-    side = image.shape[-1]
-    out = torch.zeros(image.shape[0], height, width)
-    for i in range(height):
-        for j in range(width):
-            row = side / 2 + side / 2 / height * (height - 1 - i) * math.cos(2 * math.pi * j / width)
-            column = side / 2 - side / 2 / height * (height - 1 - i) * math.sin(2 * math.pi * j / width)
-            for a in (math.floor(row), math.floor(row) + 1):
-                for b in (math.floor(column), math.floor(column) + 1):
-                    if 0 <= a < side and 0 <= b < side:
-                        out[:, i, j] += image[:, a, b] * (1 - abs(row - a)) * (1 - abs(column - b))
-    return out
-
-
-def test_polar_equals_the_published_loop():
-    picture = images(1, 24, 24)
-    assert torch.allclose(crossview.polar(picture, 9, 20)[0], polar_loop(picture[0], 9, 20), atol=1e-4)
-
-
-def test_polar_has_north_in_the_centre_column_and_the_rim_in_row_zero():
-    picture = torch.zeros(1, 3, 65, 65)
-    picture[:, 0, :8] = 1  # the north rim
-    picture[:, 1, :, :8] = 1  # the west rim
-    picture[:, 2, 28:37, 28:37] = 1  # the centre
-    out = crossview.polar(picture, 32, 64)[0]
-    assert out[0, 0, 32] == 1 and out[0, :, 0].max() == 0 and out[0, -8:].max() == 0
-    assert out[1, 0, 16] == 1 and out[1, :, 48].max() == 0
-    assert out[2, -1].min() == 1 and out[2, 0].max() == 0
-
-
-def test_same_place_is_closer_than_25_metres():
-    position = torch.tensor([[0.0, 0.0], [24.9, 0.0], [0.0, 25.1]])
-    assert crossview.same_place(position).tolist() == [[True, True, False], [True, True, False], [False, False, True]]
-
-
-def test_siamese_vgg_shares_its_projection_and_nothing_else():
-    model = crossview.siamese_vgg(width=0.125, dim=16)
-    assert model.ground.projection is model.satellite.projection
-    assert not torch.equal(model.ground.trunk.features[0].weight, model.satellite.trunk.features[0].weight)
-
-
-def test_published_sizes_give_4096_dimensions():
-    siamese = crossview.siamese_vgg()
-    assert siamese.ground.projection.out_features == 4096
-    safa = crossview.safa(ground_size=(112, 616), satellite_size=(256, 256))
-    assert safa.ground.pool.grid == (3, 19) and safa.satellite.pool.grid == (8, 8)
-    assert safa.ground.pool.out_dim == safa.satellite.pool.out_dim == 4096
 
 
 @pytest.mark.parametrize("name", ["siamese", "safa"])

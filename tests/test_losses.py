@@ -95,6 +95,28 @@ def test_info_nce_is_the_log_loss_of_the_right_key():
     assert float(losses.info_nce(3 * query, key, 2 * queue, 0.2)) == pytest.approx(expected, abs=1e-9)
 
 
+def test_symmetric_info_nce_is_cross_entropy_in_both_directions():
+    ground, satellite = rows(6, 5, 0), rows(6, 5, 1)
+    logits = ground @ satellite.T / 0.07
+    loss = losses.symmetric_info_nce(2 * ground, 3 * satellite, 0.07)
+    by_hand = -(logits.log_softmax(1).diagonal().mean() + logits.log_softmax(0).diagonal().mean()) / 2
+    assert float(loss) == pytest.approx(float(by_hand))
+    smooth = losses.symmetric_info_nce(ground, satellite, 0.07, label_smoothing=0.1)
+    spread = -(logits.log_softmax(1).mean() + logits.log_softmax(0).mean()) / 2
+    assert float(smooth) == pytest.approx(float(0.9 * by_hand + 0.1 * spread))
+
+
+def test_symmetric_info_nce_without_a_negative_is_without_that_row():
+    """Of three pairs the last two are one place: the first row still sees both, they no longer see each other."""
+    ground, satellite = rows(3, 4, 2), rows(3, 4, 3)
+    same = torch.tensor([[True, False, False], [False, True, True], [False, True, True]])
+    similarity = ground @ satellite.T / 0.1
+    nats = [-similarity[i, keep].log_softmax(0)[keep.index(i)] for i, keep in ((0, [0, 1, 2]), (1, [0, 1]), (2, [0, 2]))]
+    back = [-similarity[keep, i].log_softmax(0)[keep.index(i)] for i, keep in ((0, [0, 1, 2]), (1, [0, 1]), (2, [0, 2]))]
+    expected = float((sum(nats) + sum(back)) / 6)
+    assert float(losses.symmetric_info_nce(ground, satellite, same_place=same)) == pytest.approx(expected)
+
+
 def test_uniformity_follows_eq_3_5_over_distinct_pairs():
     x = rows(6, 4, 0)
     pairs = [math.exp(-2 * float((x[i] - x[j]).norm() ** 2)) for i in range(6) for j in range(6) if i != j]

@@ -50,6 +50,17 @@ def test_hit_rate_follows_its_definition_row_by_row(definition):
     assert 0 < hits < 300
 
 
+def test_metres_of_a_plane_and_of_the_sphere(unchecked):
+    found, true = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.zeros(2, 2)
+    assert metrics.metres(found, true, unit="metres").tolist() == [5.0, 0.0]
+    one_degree_north = metrics.metres(torch.tensor([[52.0, 5.0]]), torch.tensor([[51.0, 5.0]]), unit="degrees")
+    assert float(one_degree_north) == pytest.approx(111_195, rel=1e-4)
+    near = torch.tensor([[51.0, 5.0]], dtype=torch.float64)
+    assert float(metrics.metres(near + 1e-5, near, unit="degrees")) == pytest.approx(1.314, rel=1e-2)  # a metre does not drown in rounding
+    with pytest.raises(ValueError, match="unit: expected 'metres' or 'degrees', found 'miles'"):
+        metrics.metres(found, true, unit="miles")
+
+
 def test_average_precision_equals_scikit_learn_without_ties():
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(20, 300, generator=generator)

@@ -74,6 +74,14 @@ def test_records_of_different_parameters_are_not_pooled(results):
         study.values(study.records("smoke"))
 
 
+def test_a_run_under_way_names_and_leaves_out_the_records_of_an_earlier_one(results):
+    write({1: {"a": 2.0}}, seeds=3)
+    write({2: {"a": 3.0}}, seeds=3, epochs=60)
+    run = study.Run("03_x", profile="smoke", seed=0, device="cpu", parameters={"epochs": 1, "seeds": 3})
+    with pytest.warns(UserWarning, match=r"03_x: left out seeds \[2\] of an earlier run"):
+        assert [r.seed for r in study.records("smoke", own=run)] == [0, 1]
+
+
 def test_interval_is_student_s():
     sample = [1.0, 2.0, 4.0]
     low, high = stats.t.interval(0.95, 2, loc=np.mean(sample), scale=stats.sem(sample))
