@@ -21,7 +21,7 @@ THREADS = int(config.get("threads", os.cpu_count()))  # of a job that may use th
 BOOK = Path(workflow.basedir) / "book"
 CHAPTERS = sorted(Path(p).stem for p in glob(str(BOOK / "chapters" / "*.ipynb")))
 LAST = "14_claims"  # reads everybody's records
-AFTER = {"03_crossview": ["01_worlds"], LAST: [c for c in CHAPTERS if c != LAST]}  # chapters whose records a page shows
+AFTER = {"03_crossview": ["01_worlds"], LAST: [c for c in CHAPTERS if c != LAST]}  # whose records a page shows, and whose rendered worlds it finds stored
 TIMED = ("02_search", "13_speed")  # measure the whole machine: alone on it
 PYTHON = sys.executable
 JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
@@ -41,11 +41,10 @@ def notebook(chapter, seed, profile=PROFILE):
 
 
 def earlier(w):
-    """The page of a chapter (seed 0) comes after its other seeds and after the pages whose records it shows."""
-    if int(w.seed) > 0:
-        return []
+    """A chapter comes after the pages whose records it shows; its own page (seed 0) also after its other seeds."""
+    before = [notebook(c, 0, w.profile) for c in AFTER.get(w.chapter, []) if c in CHAPTERS]
     others = [notebook(w.chapter, s, w.profile) for s in seeds(w.chapter, w.profile) if s > 0]
-    return others + [notebook(c, 0, w.profile) for c in AFTER.get(w.chapter, []) if c in CHAPTERS]
+    return before + (others if int(w.seed) == 0 else [])
 
 
 def job_threads(w):

@@ -6,8 +6,8 @@ The package holds what the chapters of the book share; read it from the left:
     search                       exact nearest neighbours and ranks
     encoders                     image -> feature map -> descriptor
     metrics                      ranks, scores and distances -> the numbers of the papers
-    crossview                    Siamese-VGG and SAFA, the two-branch models
-    data                         earth, the embedded world; images and folders, the readers of files
+    crossview                    Siamese-VGG and SAFA, the two-branch models; polar transform; their training step
+    data                         earth and city, the embedded worlds; images and folders, the readers of files; export
     train, plots, study          the training loop, every figure, records / tables / claims
 
 A module imports only from its left (tests/test_package.py holds the order). Import modules, not names:

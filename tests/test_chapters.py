@@ -3,7 +3,9 @@
 `make test` builds the smoke book first and names it in GEOREPS_SMOKE_BOOK; without it these tests say so and skip.
 """
 
+import functools
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -159,10 +161,11 @@ def test_smoke_records_keep_their_bounds(smoke):
             assert v <= smoke[m[:-2] + "r5"] if m[:-2] + "r5" in smoke else True
 
 
-def test_the_linear_floor_is_above_chance(smoke):
-    """100 places: chance is 1% at k = 1 and 10% at k = 10."""
+def test_the_linear_floors_are_above_chance(smoke):
+    """100 places of the Earth: chance is 1% at k = 1 and 10% at k = 10; 30 of the city: 3.3% and 33%."""
     for split in ("same", "cross"):
         assert smoke[f"worlds.linear.{split}.r1"] >= 5 and smoke[f"worlds.linear.{split}.r10"] >= 25
+        assert smoke[f"worlds.city.linear.{split}.r1"] >= 10 and smoke[f"worlds.city.linear.{split}.r10"] >= 45
 
 
 def test_the_search_chapter_found_what_it_says(smoke):
@@ -181,19 +184,35 @@ def test_pages_of_the_smoke_book_hold_no_widget_and_no_stderr(smoke):
             assert not any(o.get("name") == "stderr" for o in cell.get("outputs", []))
 
 
-def test_chapter_03_runs_on_a_reader_s_own_pairs(tmp_path):
+def write_pairs(root):
     from georeps.data import earth
 
     for part in ("train", "test"):
         pairs = earth.pairs(split="cross", part=part, n=40, size=32)
         for name, views in (("ground", pairs.optical), ("satellite", pairs.relief)):
-            (tmp_path / "own" / part / name).mkdir(parents=True)
+            (root / part / name).mkdir(parents=True)
             for i, image in enumerate(views):
-                Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "own" / part / name / f"-place_{i:03d},.png")
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / part / name / f"-place_{i:03d},.png")
+
+
+def write_tree(root, layout):
+    from georeps.data import export
+
+    {"pairs": write_pairs, "vigor": functools.partial(export.vigor, tiles=4, ground=(32, 64), satellite=32),
+     "cvact": functools.partial(export.cvact, tiles=4, ground=(32, 64), satellite=32)}[layout](root)  # fmt: skip
+
+
+@pytest.mark.parametrize(("layout", "split"), [("pairs", "own"), ("vigor", "cross"), ("cvact", "same")])
+def test_chapter_03_runs_on_a_reader_s_own_tree(tmp_path, layout, split):
+    """The path of an owner of VIGOR, CVACT or a folder of pairs, on trees of their form."""
+    write_tree(tmp_path / "own", layout)
     run = python(
         "-m", "papermill", "--cwd", BOOK, "-k", "python3", "--no-progress-bar", BOOK / "chapters" / "03_crossview.ipynb",
-        tmp_path / "out.ipynb", "-p", "data_root", tmp_path / "own", "-p", "n_test", 40, "-p", "n_val", 8,
+        tmp_path / "out.ipynb", "-p", "data_root", tmp_path / "own", "-p", "layout", layout, "-p", "own_split", split, "-p", "n_val", 8,
         GEOREPS_RESULTS=str(tmp_path / "results"), TQDM_DISABLE="1",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
-    assert '"crossview.safa.own.s1.r1"' in (tmp_path / "results" / "smoke" / "03_crossview-s0.json").read_text()
+    found = json.loads((tmp_path / "results" / "smoke" / "03_crossview-s0.json").read_text())["metrics"]
+    assert {f"crossview.{m}.{split}.s1.r1" for m in ("siamese", "safa", "safa_polar")} <= set(found)
+    assert ("crossview.grid.plain.hit_published" in found) == ("crossview.grid.plain.metres_median" in found) == (layout == "vigor")
+    assert not any(m.startswith(("crossview.offset", "crossview.moment", "crossview.earth")) for m in found), "these need the renderer"

@@ -181,7 +181,8 @@ def _facades(view: Scene, hits: _Hits, wall: Tensor, pixel: float) -> Float[Tens
     cell = (owner * 7919 + storey.long() * 104729 + bay.long() * 1299709) % 65536
     chance = torch.from_numpy(grain(256)).reshape(-1)[cell][:, None]
     glass = torch.tensor((62.0, 78.0, 96.0)) * (0.7 + 0.6 * chance) * _lit(view, 0.4 + 0 * sun)
-    glass = torch.where(chance < SKY[view.moment.daylight][4], torch.tensor((250.0, 206.0, 130.0)) * (0.6 + 0.8 * chance), glass)
+    lamps = (of["kind"] == BUILDING)[:, None] & (chance < SKY[view.moment.daylight][4])
+    glass = torch.where(lamps, torch.tensor((250.0, 206.0, 130.0)) * (0.6 + 0.8 * chance), glass)
     return body + window[:, None] * (glass - body)
 
 
