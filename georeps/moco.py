@@ -145,12 +145,12 @@ class CrossViewMoCo(nn.Module):
 class Augmentation:
     """MoCo v2's augmentation (thesis, 6.2): uint8 images "b 3 h w" -> float in [0, 1], on the images' device, drawn anew each call.
 
-    Without `crop` the random resized crop is left out, as in the last row of Table 4.8. `blur` is the range of the Gaussian's
+    `crop` is the least share of the area that a random resized crop keeps; None leaves cropping out, as the last row of Table 4.8. `blur` is the range of the Gaussian's
     deviation, in pixels: the paper's 0.1 to 2 is meant for 224 pixels. Each `group` images of a batch share their draws, which saves
     time and costs nothing but variety within a step: images of one batch are no negatives of each other.
     """
 
-    def __init__(self, *, crop: bool = True, blur: tuple[float, float] = (0.1, 2.0), group: int = 1):
+    def __init__(self, *, crop: float | None = 0.2, blur: tuple[float, float] = (0.1, 2.0), group: int = 1):
         if group < 1 or not 0 < blur[0] <= blur[1]:
             raise ValueError(f"group, blur: expected group >= 1 and 0 < low <= high, found {group} and {blur}")
         self.crop, self.group = crop, group
@@ -162,7 +162,7 @@ class Augmentation:
         ])  # fmt: skip
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        cropped = v2.RandomResizedCrop(tuple(images.shape[-2:]), scale=(0.2, 1.0)) if self.crop else nn.Identity()
+        cropped = v2.RandomResizedCrop(tuple(images.shape[-2:]), scale=(self.crop, 1.0)) if self.crop else nn.Identity()
         return torch.cat([self.rest(cropped(part)) for part in scale(images).split(self.group)])
 
 

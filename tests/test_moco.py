@@ -105,7 +105,7 @@ def test_a_resumed_run_equals_an_unbroken_one_queue_included(tmp_path):
 def test_augmentation_keeps_shape_and_range_and_draws_anew():
     torch.manual_seed(0)
     images = pictures(5, 12, 40)
-    for crop in (True, False):
+    for crop in (0.2, None):
         augment = moco.Augmentation(crop=crop)
         first, second = augment(images), augment(images)
         assert first.shape == images.shape and first.min() >= 0 and first.max() <= 1
@@ -124,7 +124,7 @@ def test_without_cropping_what_is_where_stays_there_but_for_the_flip():
     torch.manual_seed(0)
     images = torch.zeros(40, 3, 12, 12, dtype=torch.uint8)
     images[:, :, 2:5, 2:5] = 200
-    rows, columns = (moco.Augmentation(crop=False, blur=(0.1, 0.2))(images).mean(dim=1).amax(dim=d) for d in (2, 1))
+    rows, columns = (moco.Augmentation(crop=None, blur=(0.1, 0.2))(images).mean(dim=1).amax(dim=d) for d in (2, 1))
     assert set(rows.argmax(dim=1).tolist()) <= {2, 3, 4} and set(columns.argmax(dim=1).tolist()) <= {2, 3, 4, 7, 8, 9}
 
 
