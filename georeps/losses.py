@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def soft_margin_triplet(
@@ -65,7 +65,7 @@ def info_nce(
 def symmetric_info_nce(
     ground: Float[Tensor, "b d"],
     satellite: Float[Tensor, "b d"],
-    temperature: float = 0.1,
+    temperature: float | Float[Tensor, ""] = 0.1,
     *,
     label_smoothing: float = 0.0,
     same_place: Bool[Tensor, "b b"] | None = None,
@@ -82,6 +82,21 @@ def symmetric_info_nce(
     target = torch.arange(len(logits), device=logits.device)
     both = (F.cross_entropy(x, target, label_smoothing=label_smoothing) for x in (logits, logits.T))
     return sum(both) / 2
+
+
+class SymmetricInfoNCE(nn.Module):
+    """`symmetric_info_nce` with a learnt temperature and smoothed labels, the recipe of current codebases (Sample4Geo)."""
+
+    def __init__(self, temperature: float = 0.07, label_smoothing: float = 0.1):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.label_smoothing = label_smoothing
+
+    def forward(
+        self, ground: Float[Tensor, "b d"], satellite: Float[Tensor, "b d"], same_place: Bool[Tensor, "b b"] | None = None
+    ) -> Float[Tensor, ""]:
+        scale = self.log_scale.clamp(max=math.log(100)).exp()  # as CLIP bounds it
+        return symmetric_info_nce(ground, satellite, 1 / scale, label_smoothing=self.label_smoothing, same_place=same_place)
 
 
 def uniformity(x: Float[Tensor, "b d"], t: float = 2.0) -> Float[Tensor, ""]:

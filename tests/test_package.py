@@ -16,7 +16,7 @@ ORDER = (  # a module imports only from an earlier line
     ("search", "encoders", "vmf", "flow", "metrix", "moco"),
     ("metrics", "crossview", "progeo", "composed"),
     ("data", "train", "study"),
-    ("plots",),
+    ("plots", "pretraining"),
 )
 
 

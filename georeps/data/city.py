@@ -61,7 +61,7 @@ class Places:
 
 def places(
     *,
-    split: Literal["same", "cross"] = "cross",
+    split: Literal["same", "cross", "swapped"] = "cross",
     part: Literal["train", "test"] = "train",
     n: int | None = None,
     tiles: int = 24,
@@ -71,17 +71,18 @@ def places(
     """Cameras of a part: n drawn with `seed` (all without n), the first n of one order.
 
     Both splits test on the same cameras of the same cities. "cross" trains on all cameras of other cities, "same" on the
-    training cameras of these and of the test cities; as in VIGOR a tile has at most two cameras, one of each part where it has
+    training cameras of these and of the test cities; "swapped" is "cross" with the cities' roles exchanged. As in VIGOR a tile has at most two cameras, one of each part where it has
     two, so that nearly half of the test positives are training positives. `cities` names other cities.
     """
-    for name, value, allowed in (("split", split, ("same", "cross")), ("part", part, ("train", "test"))):
+    for name, value, allowed in (("split", split, ("same", "cross", "swapped")), ("part", part, ("train", "test"))):
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {allowed}, found {value!r}")
     if tiles < 4:
         raise ValueError(f"tiles: expected at least 4 along a side, found {tiles}")
-    everyone = (split, part) == ("cross", "train")
+    everyone = part == "train" and split != "same"
     if cities is None:
-        cities = TEST_CITIES if part == "test" else TRAIN_CITIES if everyone else (*TRAIN_CITIES, *TEST_CITIES)
+        learn, judge = (TEST_CITIES, TRAIN_CITIES) if split == "swapped" else (TRAIN_CITIES, TEST_CITIES)
+        cities = judge if part == "test" else learn if everyone else (*learn, *judge)
     cities = tuple(cities)
     tables = [_cameras(c, tiles) for c in cities]
     keep = [np.flatnonzero(everyone | (t["part"] == ("train", "test").index(part))) for t in tables]
