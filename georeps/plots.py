@@ -181,6 +181,46 @@ def verdicts(ledger: pd.DataFrame) -> Figure:
     return figure
 
 
+def claim_sides(ledger: pd.DataFrame, found: list[study.Record], *, columns: int = 4) -> Figure:
+    """A panel a tested claim: the sides of its check, a line a seed; the first side is to be the higher where it says >."""
+    tested = list(ledger[ledger.verdict != "not tested"].itertuples())
+    rows = -(-len(tested) // columns)
+    figure, axes = plt.subplots(max(rows, 1), columns, figsize=(2.6 * columns, 2.5 * max(rows, 1)), layout="constrained", squeeze=False)
+    for ax, claim in zip(axes.flat, tested, strict=False):
+        parts = study.sides(claim.check, found)
+        names = _distinct_ends(list(parts))
+        for line in zip(*parts.values(), strict=True):
+            ax.plot(names, line, color=VERDICTS[claim.verdict], marker="o", markersize=4, linewidth=1)
+        ax.set_title(f"{claim.id}\n{claim.verdict}", fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.margins(x=0.3)
+    for ax in axes.flat[len(tested) :]:
+        ax.set_visible(False)
+    return figure
+
+
+def _distinct_ends(names: Sequence[str]) -> list[str]:
+    """Metric ids without what they share: "crossview.safa.same.s1.r1" and "crossview.siamese.same.s1.r1" -> "safa", "siamese"."""
+    parts = [name.split(".") for name in names]
+    if any(" " in name for name in names) or len({len(p) for p in parts}) > 1:
+        return [name.replace(" ", "\n") for name in names]
+    differ = [i for i in range(len(parts[0])) if len({p[i] for p in parts}) > 1]
+    return [".".join(p[i] for i in differ) for p in parts]
+
+
+def dots(samples: Mapping[str, Sequence[float]], *, xlabel: str, title: str = "") -> Figure:
+    """A row a setting: one faint dot a seed, the mean with its 95% t interval in front."""
+    figure, ax = plt.subplots(figsize=(7, 0.32 * len(samples) + 1), layout="constrained")
+    for y, sample in enumerate(samples.values()):
+        mean, half, _ = study.interval(sample)
+        ax.plot(list(sample), [y] * len(sample), "o", color=PALETTE[0], alpha=0.35, markersize=5)
+        ax.errorbar(mean, y, xerr=None if np.isnan(half) else half, fmt="|", color="0.2", markersize=10, capsize=3)
+    ax.set_yticks(range(len(samples)), list(samples))
+    ax.invert_yaxis()
+    ax.set(xlabel=xlabel, title=title)
+    return figure
+
+
 def _bands(ax: plt.Axes, curves: Mapping[str, Mapping[float, Sequence[float]]]) -> None:
     for (name, curve), colour in zip(curves.items(), sns.color_palette("colorblind", max(len(curves), 6)), strict=False):
         xs = sorted(curve)

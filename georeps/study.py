@@ -223,6 +223,15 @@ def claims(path: Path | str, found: list[Record]) -> pd.DataFrame:
     return pd.DataFrame([_evaluate(claim, here) for claim in _read_claims(Path(path))])
 
 
+def sides(check: str, found: list[Record]) -> dict[str, list[float]]:
+    """What a check compares: the text of each side -> its value on every seed that has all the metrics (none: empty lists)."""
+    node, here = _parse(check), values(found)
+    shared = [set(here.get(m, {})) for m in _metrics_of(node)]
+    seeds = sorted(set.intersection(*shared)) if shared else []
+    parts = (node.left, *node.comparators)
+    return {ast.unparse(p): [_number(p, {m: here[m][s] for m in _metrics_of(p)}) for s in seeds] for p in parts}
+
+
 def bootstrap(margins: Iterable[float], *, seed: int = 0) -> tuple[float, float]:
     """95% percentile interval of the mean over resampled seeds."""
     margins = np.asarray(list(margins), float)
