@@ -21,7 +21,7 @@ THREADS = int(config.get("threads", os.cpu_count()))  # of a job that may use th
 BOOK = Path(workflow.basedir) / "book"
 CHAPTERS = sorted(Path(p).stem for p in glob(str(BOOK / "chapters" / "*.ipynb")))
 LAST = "14_claims"  # reads everybody's records
-AFTER = {"03_crossview": ["01_worlds"], LAST: [c for c in CHAPTERS if c != LAST]}  # whose records a page shows, and whose rendered worlds it finds stored
+AFTER = {"03_crossview": ["01_worlds"], "05_distribution": ["04_pretraining"], LAST: [c for c in CHAPTERS if c != LAST]}  # whose records a page shows, and whose rendered worlds it finds stored
 TIMED = ("02_search", "13_speed")  # measure the whole machine: alone on it
 PYTHON = sys.executable
 JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
@@ -85,7 +85,7 @@ rule chapter:
         "book/params/{chapter}.yml",
         "book/execute.py",
         PACKAGE,
-        lambda w: ["book/claims.yml", *glob("book/reference/*.csv")] if w.chapter in (LAST, "03_crossview") else [],
+        lambda w: ["book/claims.yml", *glob("book/reference/*.csv")] if w.chapter not in ("01_worlds", "02_search") else [],
     output:
         notebook="book/runs/{profile}/{chapter}-s{seed}.ipynb",
         record="book/results/{profile}/{chapter}-s{seed}.json",

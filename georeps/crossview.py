@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from georeps import encoders, losses, pooling
+from georeps import encoders, losses, moco, pooling
 
 
 class SpatialAware(nn.Module):
@@ -91,7 +91,8 @@ class Matching(nn.Module):
 
     `fetch(indices)` gives the pairs' images, uint8 "b 3 h w" each, from memory or from disk. `loss(ground, satellite)` is Eq. 3.3
     unless said. With `position` "n 2" in metres, pairs less than 25 m apart are no negatives of each other (`same_place`). With
-    `rotated` every panorama is turned by a random angle: training without knowing north.
+    `rotated` every panorama is turned by a random angle: training without knowing north. `augment` makes floats in [0, 1] of the
+    bytes of either view.
     """
 
     def __init__(
@@ -102,13 +103,15 @@ class Matching(nn.Module):
         loss: Callable[..., Float[Tensor, ""]] = losses.soft_margin_triplet,
         position: Float[Tensor, "n 2"] | None = None,
         rotated: bool = False,
+        augment: Callable[[Tensor], Tensor] = moco.scale,
     ):
         super().__init__()
-        self.model, self.fetch, self.loss, self.position, self.rotated = model, fetch, loss, position, rotated
+        self.model, self.fetch, self.loss, self.position = model, fetch, loss, position
+        self.rotated, self.augment = rotated, augment
 
     def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
         device = next(self.model.parameters()).device
-        ground, satellite = (x.to(device, non_blocking=True).float() / 255 for x in self.fetch(index))
+        ground, satellite = (self.augment(x.to(device, non_blocking=True)) for x in self.fetch(index))
         if self.rotated:
             ground = turn(ground, torch.randint(ground.shape[-1], (len(ground),)))
         near = None if self.position is None else same_place(self.position[index]).to(device)

@@ -1,5 +1,6 @@
 """Every figure the book draws: data in, a matplotlib figure out; nothing is saved or shown here."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -7,11 +8,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from jaxtyping import Float, Int64, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from georeps import study
+from georeps import study, vmf
 from georeps.data import earth
 
 PALETTE = sns.color_palette("colorblind")
@@ -94,13 +96,15 @@ def recall_curves(recall: Mapping[str, Mapping[int, Sequence[float]]], *, galler
     return figure
 
 
-def sweep(curves: Mapping[str, Mapping[float, Sequence[float]]], *, xlabel: str, ylabel: str, chance: float | None = None) -> Figure:
+def sweep(
+    curves: Mapping[str, Mapping[float, Sequence[float]]], *, xlabel: str, ylabel: str, chance: float | None = None, percent: bool = True
+) -> Figure:
     """A measure along a setting, mean over seeds with its 95% t interval as a band; `curves`: name -> setting -> one value a seed."""
     figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    _bands(ax, curves)
+    _bands(ax, curves, percent)
     if chance is not None:
         ax.axhline(chance, color="0.5", linestyle=":", label="chance")
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None) if percent else None)
     ax.legend(frameon=False)
     return figure
 
@@ -181,6 +185,40 @@ def verdicts(ledger: pd.DataFrame) -> Figure:
     return figure
 
 
+def distributions(
+    rows: Mapping[str, Mapping[str, Float[Tensor, "n 2"]]], *, notes: Mapping[str, str], kappa: float
+) -> Figure:
+    """Figures 4.3 and 4.4 of the thesis: a row a start; points in the plane, on the circle, and the density of their angles.
+
+    `rows`: start -> series -> points; `notes` stand beside a row. The density is a von Mises estimate of concentration `kappa`.
+    """
+    figure, axes = plt.subplots(len(rows), 3, figsize=(9.6, 2.9 * len(rows)), layout="constrained", squeeze=False)
+    at = torch.linspace(-math.pi, math.pi, 361)
+    for (plane, circle, density), (name, series) in zip(axes, rows.items(), strict=True):
+        for (label, points), colour in zip(series.items(), PALETTE, strict=False):
+            angle = torch.atan2(points[:, 1], points[:, 0])
+            plane.scatter(*points.T, s=4, color=colour, label=label, linewidths=0)
+            circle.scatter(angle.cos(), angle.sin(), s=4, color=colour, alpha=0.4, linewidths=0)
+            density.plot(at, vmf.circle_kde(angle, at, kappa), color=colour, linewidth=1)
+        whole = torch.cat(list(series.values()))
+        density.plot(at, vmf.circle_kde(torch.atan2(whole[:, 1], whole[:, 0]), at, kappa), color="black", label="all")
+        plane.set(xticks=[], yticks=[], ylabel=name)
+        circle.set(xticks=[], yticks=[], aspect="equal", xlabel=notes[name])
+        density.set(xlabel="angle (radians)", ylabel="density", ylim=(0, None))
+    axes[0, 0].legend(fontsize=7, markerscale=3, frameon=True)
+    axes[0, 2].legend(frameon=False)
+    for ax, title in zip(axes[0], ("t-SNE", "on the circle", "density of the angles"), strict=True):
+        ax.set_title(title)
+    return figure
+
+
+def heat(maps: Float[Tensor, "n h w"]) -> UInt8[Tensor, "n 3 h w"]:
+    """Maps as colours, each from its least to its greatest value, to stand among images."""
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    colours = mpl.colormaps["rocket"](((maps - low) / (high - low).clamp(min=1e-12)).numpy())
+    return torch.from_numpy((255 * colours[..., :3]).astype(np.uint8)).permute(0, 3, 1, 2)
+
+
 def claim_sides(ledger: pd.DataFrame, found: list[study.Record], *, columns: int = 4) -> Figure:
     """A panel a tested claim: the sides of its check, a line a seed; the first side is to be the higher where it says >."""
     tested = list(ledger[ledger.verdict != "not tested"].itertuples())
@@ -221,12 +259,13 @@ def dots(samples: Mapping[str, Sequence[float]], *, xlabel: str, title: str = ""
     return figure
 
 
-def _bands(ax: plt.Axes, curves: Mapping[str, Mapping[float, Sequence[float]]]) -> None:
+def _bands(ax: plt.Axes, curves: Mapping[str, Mapping[float, Sequence[float]]], percent: bool = True) -> None:
+    bounds = (0, 100) if percent else (-np.inf, np.inf)
     for (name, curve), colour in zip(curves.items(), sns.color_palette("colorblind", max(len(curves), 6)), strict=False):
         xs = sorted(curve)
         mean, half, n = map(np.array, zip(*(study.interval(curve[x]) for x in xs), strict=True))
         ax.plot(xs, mean, color=colour, marker=".", label=f"{name} (n={n[0]})")
-        ax.fill_between(xs, (mean - half).clip(0, 100), (mean + half).clip(0, 100), color=colour, alpha=0.15, linewidth=0)
+        ax.fill_between(xs, (mean - half).clip(*bounds), (mean + half).clip(*bounds), color=colour, alpha=0.15, linewidth=0)
 
 
 def _show(ax: plt.Axes, image: UInt8[Tensor, "3 h w"], frame: str | tuple | None = None) -> None:

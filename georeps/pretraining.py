@@ -1,6 +1,6 @@
 """Stage 1 of the thesis: trunks trained on images of one view, and the starts of Table 3.1 that pair them.
 
-    starts = pretraining.Starts(make_trunk, images={"grd": ..., "sat train": ..., "sat val": ...}, supervised=..., contrast=how)
+    starts = pretraining.Starts(make_trunk, images=pretraining.images_of(train, test, equal=True), supervised=..., contrast=how)
     starts.load(model, setting=6)       both branches of a two-branch model;  starts.weights("sat train*") for one
 
 Trained weights are stored by content (`data.cached`), so that chapters which ask for the same start train it once.
@@ -20,6 +20,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from georeps import crossview, data, encoders, losses, moco, study, train
+from georeps.data import city, earth, pairs
 
 Weights = dict[str, Tensor]  # a trunk's parameters by name
 
@@ -111,6 +112,24 @@ def load(trunk: nn.Module, weights: Weights | None) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])
+
+
+def labelled(world: str, *, n: int, size: tuple[int, int], tiles: int, seed: int) -> tuple[UInt8[Tensor, "n 3 h w"], Int64[Tensor, "n"]]:
+    """Images and classes of an embedded world, to learn a supervised start from: climates of the "earth", or cities by their tiles."""
+    if world == "earth":
+        found = earth.pairs(split="cross", part="train", n=n, size=size[0], seed=seed)
+        return found.optical, torch.from_numpy(np.unique(found.places.climate, return_inverse=True)[1])
+    if world == "city":
+        where = city.places(split="same", part="train", n=n, tiles=tiles, seed=seed)
+        return city.satellite(where, size=size[0]), where.city
+    raise ValueError(f"world: expected 'earth' or 'city', found {world!r}")
+
+
+def images_of(learn: pairs.Pairs, judge: pairs.Pairs, *, equal: bool) -> dict[str, Tensor]:
+    """What the terms of Table 3.1 are trained on, from the training and the evaluation part; `equal` takes as many tiles of either."""
+    train_tiles, val_tiles = learn.gallery(), judge.gallery()
+    most = min(len(train_tiles), len(val_tiles)) if equal else None
+    return {"sat train": train_tiles[:most], "sat val": val_tiles[:most], "grd": torch.cat([learn.ground, judge.ground])}
 
 
 class Starts:

@@ -49,9 +49,16 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.positive)
 
-    def pick(self, view: str) -> Callable[[Int64[Tensor, "b"]], tuple[Tensor, Tensor]]:
+    def gallery(self, view: str | None = None) -> UInt8[Tensor, "g 3 i j"]:
+        """The tiles in a view; without one in the only view there is."""
+        if view is None:
+            (view,) = self.tiles
+        return self.tiles[view]
+
+    def pick(self, view: str | None = None) -> Callable[[Int64[Tensor, "b"]], tuple[Tensor, Tensor]]:
         """Indices of queries -> their pictures and their positive tiles."""
-        return lambda index: (self.ground[index], self.tiles[view][self.positive[index]])
+        gallery = self.gallery(view)
+        return lambda index: (self.ground[index], gallery[self.positive[index]])
 
     def held(self) -> Int64[Tensor, "q t"]:
         """The tiles that hold each query, which no two pairs of a batch may share."""
