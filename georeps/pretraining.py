@@ -115,12 +115,13 @@ def load(trunk: nn.Module, weights: Weights | None) -> None:
 
 
 def labelled(world: str, *, n: int, size: tuple[int, int], tiles: int, seed: int) -> tuple[UInt8[Tensor, "n 3 h w"], Int64[Tensor, "n"]]:
-    """Images and classes of an embedded world, to learn a supervised start from: climates of the "earth", or cities by their tiles."""
+    """At most n images and classes of an embedded world, to learn a supervised start from: climates of the "earth", or the "city" of a tile."""
     if world == "earth":
         found = earth.pairs(split="cross", part="train", n=n, size=size[0], seed=seed)
         return found.optical, torch.from_numpy(np.unique(found.places.climate, return_inverse=True)[1])
     if world == "city":
-        where = city.places(split="same", part="train", n=n, tiles=tiles, seed=seed)
+        most = len(city.places(split="same", part="train", tiles=tiles))
+        where = city.places(split="same", part="train", n=min(n, most), tiles=tiles, seed=seed)
         return city.satellite(where, size=size[0]), where.city
     raise ValueError(f"world: expected 'earth' or 'city', found {world!r}")
 

@@ -50,6 +50,13 @@ def test_a_tile_has_at_most_two_cameras_one_of_each_part():
     assert 0.3 < shared < 0.6  # VIGOR: 46-49%
 
 
+def test_swapped_exchanges_the_cities_of_the_cross_area_parts():
+    parts = {(s, p): city.places(split=s, part=p, tiles=TILES) for s in ("cross", "swapped") for p in ("train", "test")}
+    assert set(parts["swapped", "train"].city.tolist()) == set(city.TEST_CITIES)
+    assert set(parts["swapped", "test"].city.tolist()) == set(city.TRAIN_CITIES)
+    assert len(parts["swapped", "train"]) > len(parts["cross", "test"]), "all cameras train, half of them test"
+
+
 def test_cross_area_parts_share_no_city_and_both_splits_test_on_the_same_cameras():
     parts = {(s, p): city.places(split=s, part=p, tiles=TILES) for s in ("same", "cross") for p in ("train", "test")}
     assert set(parts["cross", "train"].city.tolist()).isdisjoint(city.TEST_CITIES)

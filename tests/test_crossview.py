@@ -120,6 +120,13 @@ def test_matching_turns_panoramas_only_and_anew_each_time_where_asked():
     assert torch.allclose(columns(first), columns(straight), atol=1e-5), "turned, not changed"
 
 
+def test_matching_augments_either_view():
+    seen = []
+    step(seen, augment=lambda x: 1 - x.float() / 255)(torch.arange(4))
+    step(seen)(torch.arange(4))
+    assert all(torch.allclose(a + b, torch.ones_like(a), atol=1e-6) for a, b in zip(seen[0][:2], seen[1][:2], strict=True))
+
+
 def test_a_few_steps_on_rotated_pairs_keep_the_gradient_finite():
     torch.manual_seed(0)
     model = crossview.safa(ground_size=(16, 64), satellite_size=(32, 32), width=0.0625, blocks=3, last_pool=False)

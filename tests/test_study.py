@@ -82,6 +82,14 @@ def test_a_run_under_way_names_and_leaves_out_the_records_of_an_earlier_one(resu
         assert [r.seed for r in study.records("smoke", own=run)] == [0, 1]
 
 
+def test_the_sides_of_a_check_are_what_its_seeds_measured(results):
+    write({0: {"a.b": 1.0, "c": 5.0}, 1: {"a.b": 2.0, "c": 6.0}, 2: {"a.b": 3.0}})
+    found = study.records("smoke")
+    assert study.sides("2 * a.b - 1 > c", found) == {"2 * a.b - 1": [1.0, 3.0], "c": [5.0, 6.0]}
+    assert study.sides("0 > a.b", found) == {"0": [0.0, 0.0, 0.0], "a.b": [1.0, 2.0, 3.0]}
+    assert study.sides("a.b > missing", found) == {"a.b": [], "missing": []}
+
+
 def test_interval_is_student_s():
     sample = [1.0, 2.0, 4.0]
     low, high = stats.t.interval(0.95, 2, loc=np.mean(sample), scale=stats.sem(sample))
