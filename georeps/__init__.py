@@ -4,11 +4,12 @@ The package holds what the chapters of the book share; read it from the left:
 
     sphere, losses, pooling      points on S2; training objectives; feature map -> vector
     search                       exact nearest neighbours and ranks
-    encoders                     image -> feature map -> descriptor
+    encoders, moco, vmf          image -> feature map -> descriptor; MoCo v2; densities on the circle
     metrics                      ranks, scores and distances -> the numbers of the papers
     crossview                    Siamese-VGG and SAFA, the two-branch models; polar transform; their training step
     data                         earth and city, the embedded worlds; images and folders, the readers of files; export
     train, plots, study          the training loop, every figure, records / tables / claims
+    pretraining                  the starts of the thesis's Table 3.1, stored by content
 
 A module imports only from its left (tests/test_package.py holds the order). Import modules, not names:
 `from georeps import search, metrics`.
