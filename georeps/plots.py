@@ -1,6 +1,8 @@
 """Every figure the book draws: data in, a matplotlib figure out; nothing is saved or shown here."""
 
 import math
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -18,6 +20,7 @@ from georeps.data import earth
 
 PALETTE = sns.color_palette("colorblind")
 TRAIN, TEST = PALETTE[0], PALETTE[1]
+METRIC_ID = re.compile(r"[A-Za-z_]\w*(?:\.\w+)+")  # as study's checks name them
 VERDICTS = {"holds": PALETTE[2], "fails": PALETTE[3], "undecided": PALETTE[7], "not tested": "0.75"}
 
 
@@ -226,24 +229,29 @@ def claim_sides(ledger: pd.DataFrame, found: list[study.Record], *, columns: int
     figure, axes = plt.subplots(max(rows, 1), columns, figsize=(2.6 * columns, 2.5 * max(rows, 1)), layout="constrained", squeeze=False)
     for ax, claim in zip(axes.flat, tested, strict=False):
         parts = study.sides(claim.check, found)
-        names = _distinct_ends(list(parts))
         for line in zip(*parts.values(), strict=True):
-            ax.plot(names, line, color=VERDICTS[claim.verdict], marker="o", markersize=4, linewidth=1)
-        ax.set_title(f"{claim.id}\n{claim.verdict}", fontsize=8)
-        ax.tick_params(labelsize=7)
-        ax.margins(x=0.3)
+            ax.plot(range(len(parts)), line, color=VERDICTS[claim.verdict], marker="o", markersize=4, linewidth=1)
+        ax.set_xticks(range(len(parts)), _short_sides(list(parts)))
+        ax.set_title(textwrap.fill(claim.id, 30) + f"\n{claim.verdict} (n={claim.n})", fontsize=8)
+        ax.tick_params(labelsize=6.5)
+        ax.margins(x=0.4)
     for ax in axes.flat[len(tested) :]:
         ax.set_visible(False)
     return figure
 
 
-def _distinct_ends(names: Sequence[str]) -> list[str]:
-    """Metric ids without what they share: "crossview.safa.same.s1.r1" and "crossview.siamese.same.s1.r1" -> "safa", "siamese"."""
-    parts = [name.split(".") for name in names]
-    if any(" " in name for name in names) or len({len(p) for p in parts}) > 1:
-        return [name.replace(" ", "\n") for name in names]
-    differ = [i for i in range(len(parts[0])) if len({p[i] for p in parts}) > 1]
-    return [".".join(p[i] for i in differ) for p in parts]
+def _short_sides(sides: Sequence[str]) -> list[str]:
+    """Sides of a check, their metric ids without what these share at either end: "a.safa.r1 > a.siamese.r1" -> "safa", "siamese"."""
+    ids = [found.split(".") for side in sides for found in METRIC_ID.findall(side)]
+    shortest = min((len(i) for i in ids), default=0)
+    head = next((k for k in range(shortest) if len({i[k] for i in ids}) > 1), shortest)
+    tail = next((k for k in range(shortest - head) if len({i[-1 - k] for i in ids}) > 1), shortest - head)
+
+    def short(match: re.Match) -> str:
+        parts = match[0].split(".")
+        return ".".join(parts[head : len(parts) - tail]) or parts[head - 1]
+
+    return ["\n".join(textwrap.wrap(METRIC_ID.sub(short, side), 16)) for side in sides]
 
 
 def dots(samples: Mapping[str, Sequence[float]], *, xlabel: str, title: str = "") -> Figure:
