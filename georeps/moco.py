@@ -145,12 +145,12 @@ class CrossViewMoCo(nn.Module):
 class Augmentation:
     """MoCo v2's augmentation (thesis, 6.2): uint8 images "b 3 h w" -> float in [0, 1], on the images' device, drawn anew each call.
 
-    `crop` is the least share of the area that a random resized crop keeps; None leaves cropping out, as the last row of Table 4.8. `blur` is the range of the Gaussian's
+    `crop` is the least share of the area that a random resized crop keeps; None leaves cropping out, as the last row of Table 4.8. Without `flip` nothing is mirrored. `blur` is the range of the Gaussian's
     deviation, in pixels: the paper's 0.1 to 2 is meant for 224 pixels. Each `group` images of a batch share their draws, which saves
     time and costs nothing but variety within a step: images of one batch are no negatives of each other.
     """
 
-    def __init__(self, *, crop: float | None = 0.2, blur: tuple[float, float] = (0.1, 2.0), group: int = 1):
+    def __init__(self, *, crop: float | None = 0.2, flip: bool = True, blur: tuple[float, float] = (0.1, 2.0), group: int = 1):
         if group < 1 or not 0 < blur[0] <= blur[1]:
             raise ValueError(f"group, blur: expected group >= 1 and 0 < low <= high, found {group} and {blur}")
         self.crop, self.group = crop, group
@@ -158,7 +158,7 @@ class Augmentation:
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
             v2.RandomGrayscale(p=0.2),
             v2.RandomApply([v2.GaussianBlur(2 * math.ceil(3 * blur[1]) + 1, tuple(blur))], p=0.5),
-            v2.RandomHorizontalFlip(),
+            v2.RandomHorizontalFlip(0.5 if flip else 0.0),
         ])  # fmt: skip
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

@@ -202,17 +202,30 @@ def write_tree(root, layout):
      "cvact": functools.partial(export.cvact, tiles=4, ground=(32, 64), satellite=32)}[layout](root)  # fmt: skip
 
 
+def run_on_own_data(tmp_path, chapter, layout, *parameters) -> dict[str, float]:
+    """The metrics of a smoke run of a chapter on a tree of the reader's own."""
+    write_tree(tmp_path / "own", layout)
+    run = python(
+        "-m", "papermill", "--cwd", BOOK, "-k", "python3", "--no-progress-bar", BOOK / "chapters" / f"{chapter}.ipynb",
+        tmp_path / "out.ipynb", "-p", "data_root", tmp_path / "own", "-p", "layout", layout, *parameters,
+        GEOREPS_RESULTS=str(tmp_path / "results"), GEOREPS_CACHE=str(tmp_path / "cache"), TQDM_DISABLE="1",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads((tmp_path / "results" / "smoke" / f"{chapter}-s0.json").read_text())["metrics"]
+
+
 @pytest.mark.parametrize(("layout", "split"), [("pairs", "own"), ("vigor", "cross"), ("cvact", "same")])
 def test_chapter_03_runs_on_a_reader_s_own_tree(tmp_path, layout, split):
     """The path of an owner of VIGOR, CVACT or a folder of pairs, on trees of their form."""
-    write_tree(tmp_path / "own", layout)
-    run = python(
-        "-m", "papermill", "--cwd", BOOK, "-k", "python3", "--no-progress-bar", BOOK / "chapters" / "03_crossview.ipynb",
-        tmp_path / "out.ipynb", "-p", "data_root", tmp_path / "own", "-p", "layout", layout, "-p", "own_split", split, "-p", "n_val", 8,
-        GEOREPS_RESULTS=str(tmp_path / "results"), TQDM_DISABLE="1",
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    found = json.loads((tmp_path / "results" / "smoke" / "03_crossview-s0.json").read_text())["metrics"]
+    found = run_on_own_data(tmp_path, "03_crossview", layout, "-p", "own_split", split, "-p", "n_val", 8)
     assert {f"crossview.{m}.{split}.s1.r1" for m in ("siamese", "safa", "safa_polar")} <= set(found)
-    assert ("crossview.grid.plain.hit_published" in found) == ("crossview.grid.plain.metres_median" in found) == (layout == "vigor")
+    assert ("crossview.grid.plain.hit_published" in found) == ("crossview.grid.plain.within_50m" in found) == (layout == "vigor")
     assert not any(m.startswith(("crossview.offset", "crossview.moment", "crossview.earth")) for m in found), "these need the renderer"
+
+
+def test_chapters_04_and_05_run_on_a_tree_of_vigor_s_form(tmp_path):
+    found = run_on_own_data(tmp_path / "four", "04_pretraining", "vigor", "-y", "tables: ['4.4', '4.6']")
+    wanted = {f"pretraining.siamese.cross.s{n}.r1" for n in range(1, 8)} | {"pretraining.siamese.swapped.s6.r1pct"}
+    assert wanted <= set(found) and not any("earth" in m or "leak" in m for m in found)
+    found = run_on_own_data(tmp_path / "five", "05_distribution", "vigor", "-y", "splits: [cross]")
+    assert {"distribution.cross.s7.uniformity_all", "distribution.siamese.cross.s2.alpha_0p1.r5", "distribution.unified.printed.r1"} <= set(found)
