@@ -41,8 +41,9 @@ def notebook(chapter, seed, profile=PROFILE):
 
 
 def earlier(w):
-    """A chapter comes after the pages whose records it shows; its own page (seed 0) also after its other seeds."""
-    before = [notebook(c, 0, w.profile) for c in AFTER.get(w.chapter, []) if c in CHAPTERS]
+    """A run comes after the runs, of the same seed where there is one, whose records it shows; a page (seed 0) also after its other seeds."""
+    same = lambda c: int(w.seed) if int(w.seed) in seeds(c, w.profile) else 0
+    before = [notebook(c, same(c), w.profile) for c in AFTER.get(w.chapter, []) if c in CHAPTERS]
     others = [notebook(w.chapter, s, w.profile) for s in seeds(w.chapter, w.profile) if s > 0]
     return before + (others if int(w.seed) == 0 else [])
 

@@ -67,7 +67,8 @@ def image_grid(
     for r, images in enumerate(rows):
         for c in range(columns):
             _show(axes[r, c], images[c])
-        axes[r, 0].set_ylabel(names[r], fontsize=9)
+        low = {"rotation": 0, "ha": "right", "va": "center"} if heights[r] < 0.6 else {}  # a name that runs upwards wants height
+        axes[r, 0].set_ylabel(names[r], fontsize=9, **low)
     for c, title in enumerate(titles or []):
         axes[0, c].set_title(title, fontsize=8)
     figure.tight_layout(pad=0.3)
@@ -90,12 +91,12 @@ def balance(labels: Mapping[str, tuple[Sequence[str], Sequence[str]]], *, keep: 
 
 def recall_curves(recall: Mapping[str, Mapping[int, Sequence[float]]], *, gallery: int, title: str = "") -> Figure:
     """R@k (%) against k, mean over seeds with its 95% t interval as a band; `recall`: name -> k -> one value a seed."""
-    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
     _bands(ax, recall)
     ks = np.unique(np.geomspace(1, gallery, 50).round())
     ax.plot(ks, 100 * ks / gallery, color="0.5", linestyle=":", label="chance")
     ax.set(xscale="log", xlabel=f"k (of {gallery:,} in the gallery)", ylabel="R@k (%)", ylim=(0, 100), title=title)
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return figure
 
 
