@@ -180,7 +180,7 @@ def summary(found: list[Record], prefix: str = "") -> pd.DataFrame:
 def format_interval(sample: Iterable[float], digits: int = 1) -> str:
     """"mean ± half-width (n=seeds)"; one value has no interval."""
     mean, half, n = interval(sample)
-    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if n > 1 else "") + f" (n={n})"
+    return f"{mean:.{digits}f}" + (f"\u00a0±\u00a0{half:.{digits}f}" if n > 1 else "") + f" (n={n})"
 
 
 def reference(path: Path | str) -> pd.DataFrame:

@@ -115,7 +115,10 @@ def shuffled(n: int, batch: int, *, seed: int, tiles: Tensor | None = None) -> C
     def batches(epoch: int) -> list[Tensor]:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(_mix(seed, epoch)))
         if sets is not None:
-            return _distinct(order.tolist(), sets, batch)
+            found = _distinct(order.tolist(), sets, batch)
+            if not found:
+                raise ValueError(f"batch: expected {batch} of the {n} items to share no tile, found fewer; choose a smaller batch")
+            return found
         return list(order[: n - n % batch].split(batch))
 
     return batches

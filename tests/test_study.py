@@ -104,7 +104,7 @@ def test_compare_shows_paper_here_and_where_and_says_not_run(results, tmp_path):
     path.write_text('source,table,row,column,value,metric\np,1,"a, b",R@1,53.2,m.r1\np,1,c,R@1,9,m.other\n')
     table = study.compare(study.reference(path), study.records("smoke"))
     assert table.paper.tolist() == [53.2, 9.0]
-    assert table.here.tolist() == ["11.0 ± 2.5 (n=3)", "not run"]
+    assert table.here.tolist() == ["11.0\u00a0±\u00a02.5 (n=3)", "not run"]
     assert table["where"].tolist()[0].startswith("smoke, cpu")
 
 

@@ -159,6 +159,13 @@ def test_clipping_bounds_the_gradient():
     assert norm <= 1e-3 * (1 + 1e-4)
 
 
+def test_a_batch_that_must_share_tiles_is_an_error_that_says_so():
+    tiles = torch.tensor([[0, 1], [1, 2], [2, 0], [3, 4]])
+    assert len(train.shuffled(4, 2, seed=0, tiles=tiles)(0)) >= 1
+    with pytest.raises(ValueError, match="batch: expected 3 of the 4 items to share no tile"):
+        train.shuffled(4, 3, seed=0, tiles=tiles)(0)
+
+
 def test_shuffled_visits_every_item_in_an_order_of_its_epoch():
     batches = train.shuffled(10, 5, seed=0)
     assert torch.cat(batches(0)).sort().values.tolist() == list(range(10))
