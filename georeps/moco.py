@@ -145,9 +145,10 @@ class CrossViewMoCo(nn.Module):
 class Augmentation:
     """MoCo v2's augmentation (thesis, 6.2): uint8 images "b 3 h w" -> float in [0, 1], on the images' device, drawn anew each call.
 
-    `crop` is the least share of the area that a random resized crop keeps; None leaves cropping out, as the last row of Table 4.8. Without `flip` nothing is mirrored. `blur` is the range of the Gaussian's
-    deviation, in pixels: the paper's 0.1 to 2 is meant for 224 pixels. Each `group` images of a batch share their draws, which saves
-    time and costs nothing but variety within a step: images of one batch are no negatives of each other.
+    `crop` is the least share of the area that a random resized crop keeps; None leaves cropping out, as the last row of Table 4.8.
+    Without `flip` nothing is mirrored. `blur` is the range of the Gaussian's deviation, in pixels: the paper's 0.1 to 2 is meant for
+    224 pixels. Each `group` images of a batch share their draws, which saves time and costs nothing but variety within a step:
+    images of one batch are no negatives of each other.
     """
 
     def __init__(self, *, crop: float | None = 0.2, flip: bool = True, blur: tuple[float, float] = (0.1, 2.0), group: int = 1):

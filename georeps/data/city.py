@@ -71,8 +71,9 @@ def places(
     """Cameras of a part: n drawn with `seed` (all without n), the first n of one order.
 
     Both splits test on the same cameras of the same cities. "cross" trains on all cameras of other cities, "same" on the
-    training cameras of these and of the test cities; "swapped" is "cross" with the cities' roles exchanged. As in VIGOR a tile has at most two cameras, one of each part where it has
-    two, so that nearly half of the test positives are training positives. `cities` names other cities.
+    training cameras of these and of the test cities; "swapped" is "cross" with the cities' roles exchanged. As in VIGOR a tile
+    has at most two cameras, one of each part where it has two, so that nearly half of the test positives of "same" are training
+    positives. `cities` names other cities.
     """
     for name, value, allowed in (("split", split, ("same", "cross", "swapped")), ("part", part, ("train", "test"))):
         if value not in allowed:
