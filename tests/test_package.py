@@ -14,9 +14,10 @@ PACKAGE = sorted((ROOT / "georeps").rglob("*.py"))
 ORDER = (  # a module imports only from an earlier line
     ("sphere", "losses", "pooling", "kernels"),
     ("search", "encoders", "vmf", "flow", "metrix", "moco"),
-    ("metrics", "crossview", "progeo", "composed"),
+    ("metrics", "crossview", "progeo"),
+    ("composed",),
     ("data", "train", "study"),
-    ("plots", "pretraining"),
+    ("plots", "pretraining", "clip"),
 )
 
 

@@ -1,0 +1,348 @@
+"""Composed image retrieval: an image and a text ask together (dissertation, chapters 4 and 5); from features to scores.
+
+    WeiCom    s = w Phi(z_text) + (1 - w) Phi(z_image)                      z: standardised over the gallery (Eq. 5.2)
+    FreeDom   q = sum_i a_i g(w_i + t)                                      w_i: words of the query's neighbours (Eq. 4.12-4.17)
+    BASIC     s = x y - 0.1 (x + y)^2                                       x, y: centred, projected, shifted similarities
+
+All features are unit rows; y is the query image, t the query text, g the text encoder, X the gallery.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from georeps import metrics, search
+
+Encode = Callable[[Sequence[str]], Tensor]  # texts -> unit rows "n d"
+Scores = Callable[[slice], Tensor]  # a range of queries -> their scores "b g"
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What is asked and what would be right: query i shows image `image[i]`, says `text[i]`, and is answered by `positives[i]`.
+
+    `image` points into the images that a benchmark lists, `positives` into its gallery; `group` and `value` are what results are
+    averaged over (an attribute and a value, a source and a target domain).
+    """
+
+    image: Int64[Tensor, "q"]
+    text: list[str]
+    positives: list[Int64[Tensor, "_"]]
+    group: list[str]
+    value: list[str]
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def take(self, index: Sequence[int]) -> "Queries":
+        """Some of the queries, in the order of `index`."""
+        part = [int(i) for i in index]
+        lists = ([x[i] for i in part] for x in (self.text, self.positives, self.group, self.value))
+        return Queries(self.image[part], *lists)
+
+
+# --- similarities of one kind, and their simplest unions (Eq. 5.1; 4.4.2) ---
+
+BASELINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # (image similarity, text similarity) -> score
+    "text": lambda image, text: text,
+    "image": lambda image, text: image,
+    "average": lambda image, text: (image + text) / 2,  # ranks as the sum does
+    "product": lambda image, text: image * text,
+}
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and unbiased covariance of a gallery, from which each query's mean and deviation follow without its scores."""
+
+    mean: Float[Tensor, "d"]
+    covariance: Float[Tensor, "d d"]
+
+    def of(self, queries: Float[Tensor, "q d"], name: str) -> tuple[Float[Tensor, "q 1"], Float[Tensor, "q 1"]]:
+        """Mean and standard deviation of q . x over the gallery; ValueError where all scores of a query are equal."""
+        q = queries.double()
+        variance = ((q @ self.covariance) * q).sum(1, keepdim=True).clamp(min=0)
+        scale = self.covariance.diagonal().sum() + self.mean.square().sum()
+        _check_spread(variance.sqrt(), scale.sqrt(), name)
+        return q @ self.mean[:, None], variance.sqrt()
+
+
+def moments(gallery: Float[Tensor, "g d"], *, block: int = 65536) -> Moments:
+    """Mean and covariance of the gallery in float64, read once in blocks."""
+    if len(gallery) < 2:
+        raise ValueError(f"gallery: expected at least 2 rows to standardise over, found {len(gallery)}")
+    mean = sum(part.double().sum(0) for part in gallery.split(block)) / len(gallery)
+    centred = (part.double() - mean for part in gallery.split(block))
+    return Moments(mean, sum(part.T @ part for part in centred) / (len(gallery) - 1))
+
+
+def weicom(image_sim: Float[Tensor, "q g"], text_sim: Float[Tensor, "q g"], weight: float) -> Float[Tensor, "q g"]:
+    """WeiCom's scores from similarities (Eq. 5.2): weight 0 asks by image alone, 1 by text alone.
+
+    Each row is standardised by its own mean and unbiased deviation over the gallery, then sent through the normal distribution function,
+    in float64: in float32 all beyond 5.4 deviations would tie. Raises ValueError for a row without spread.
+    """
+    _check_weight(weight)
+    sides = []
+    for name, sim in (("image_sim", image_sim), ("text_sim", text_sim)):
+        sim = sim.double()
+        deviation = sim.std(dim=1, keepdim=True) if sim.shape[1] > 1 else torch.zeros(len(sim), 1)
+        _check_spread(deviation, sim.abs().amax(), name)
+        sides.append(_phi((sim - sim.mean(dim=1, keepdim=True)) / deviation))
+    return (1 - weight) * sides[0] + weight * sides[1]
+
+
+def weicom_scores(
+    images: Float[Tensor, "q d"], texts: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], weight: float, *, found: Moments | None = None
+) -> Scores:
+    """WeiCom block by block, equal to `weicom` on whole matrices: the statistics come from the gallery's moments, not from scores."""
+    _check_weight(weight)
+    _check_width(images=images, texts=texts, gallery=gallery)
+    found = found or moments(gallery)
+    sides = [(q, *found.of(q, name)) for name, q in (("images", images), ("texts", texts))]
+
+    def scores(rows: slice) -> Tensor:
+        (image, text) = (_phi(((q[rows] @ gallery.T).double() - mean[rows]) / std[rows]) for q, mean, std in sides)
+        return image.mul_(1 - weight).add_(text, alpha=weight)
+
+    return scores
+
+
+def baseline_scores(name: str, images: Float[Tensor, "q d"], texts: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"]) -> Scores:
+    """Scores of a baseline of BASELINES, block by block."""
+    if name not in BASELINES:
+        raise ValueError(f"name: expected one of {', '.join(BASELINES)}, found {name!r}")
+    _check_width(images=images, texts=texts, gallery=gallery)
+    return lambda rows: BASELINES[name](images[rows] @ gallery.T, texts[rows] @ gallery.T)
+
+
+# --- FreeDom ---
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The text memory (Eq. 4.3): words and their features."""
+
+    words: list[str]
+    features: Float[Tensor, "v d"]
+
+    def __post_init__(self):
+        if not self.words or len(self.words) != len(self.features):
+            raise ValueError(f"vocabulary: expected words, each with its feature, found {len(self.words)} and {len(self.features)}")
+
+    def nearest(self, images: Float[Tensor, "b d"], n: int) -> list[list[str]]:
+        """NN-inversion (Eq. 4.6): the n words nearest to each image, nearest first."""
+        index = search.topk(images, self.features, min(n, len(self.words))).index
+        return [[self.words[i] for i in row] for row in index.tolist()]
+
+    def without(self, unwanted: Float[Tensor, "1 d"], nearest: int) -> "Vocabulary":
+        """The vocabulary less the words nearest to a feature, as the dissertation tests its sensitivity (4.4.7)."""
+        gone = set(search.topk(unwanted, self.features, min(nearest, len(self.words))).index[0].tolist())
+        keep = [i for i in range(len(self.words)) if i not in gone]
+        return Vocabulary([self.words[i] for i in keep], self.features[keep])
+
+
+def text_labels(neighbour_words: Sequence[Sequence[str]], m: int) -> list[tuple[str, float]]:
+    """The m most frequent words of a query's neighbours with weights count / largest count; of equal counts the first seen (Eq. 4.14)."""
+    if m < 1:
+        raise ValueError(f"m: expected at least 1 label, found {m}")
+    counts = Counter(word for words in neighbour_words for word in words)
+    best = counts.most_common(m)  # stable: insertion order among equals
+    return [(word, n / best[0][1]) for word, n in best]
+
+
+def proxies(
+    images: Float[Tensor, "q d"], memory: Float[Tensor, "z d"], k: int, *, own: Literal["memory", "always", "batch"] = "memory"
+) -> Float[Tensor, "q k d"]:
+    """The k images that stand for each query (Eq. 4.13), nearest first.
+
+    "memory", the paper: the k nearest of the visual memory, the query among them only if it lies there. "always": the query itself takes
+    the first slot. "batch", the published code: as "always", but only if the least of the batch's best similarities is below 0.98, so
+    that one stranger among the queries changes them all.
+    """
+    if own not in ("memory", "always", "batch"):
+        raise ValueError(f"own: expected 'memory', 'always' or 'batch', found {own!r}")
+    if len(memory) == 0:
+        raise ValueError("memory: expected at least one image, found none")
+    found = search.topk(images, memory, min(k, len(memory)))
+    near = memory[found.index]
+    if own == "always" or (own == "batch" and float(found.scores[:, 0].min()) < 0.98):
+        return torch.cat([images[:, None], near], dim=1)[:, :k]
+    return near
+
+
+def labels(
+    images: Float[Tensor, "q d"],
+    vocabulary: Vocabulary,
+    *,
+    m: int = 7,
+    n: int = 7,
+    k: int = 20,
+    memory: Float[Tensor, "z d"] | None = None,
+    own: Literal["memory", "always", "batch"] = "memory",
+) -> list[list[tuple[str, float]]]:
+    """The weighted words of each query: its m nearest (`memory` None, Eq. 4.6), or the m most frequent of k proxies' n each (Eq. 4.14)."""
+    if memory is None:
+        return [[(word, 1.0) for word in words] for words in vocabulary.nearest(images, m)]
+    near = proxies(images, memory, k, own=own)
+    words = vocabulary.nearest(near.flatten(0, 1), n)
+    width = near.shape[1]
+    return [text_labels(words[i * width : (i + 1) * width], m) for i in range(len(images))]
+
+
+def freedom(
+    found: Sequence[Sequence[tuple[str, float]]],
+    texts: Sequence[str],
+    encode: Encode,
+    *,
+    fusion: Literal["early", "late"] = "late",
+    weighted: bool = True,
+) -> Float[Tensor, "q d"]:
+    """Composed queries in the space of the gallery, unit rows (Eq. 4.8-4.17): score them against it by inner product.
+
+    `found` are the words of `labels`. "early" encodes all words and the text at once; "late" encodes each word with the text and adds
+    the features, by their frequencies where `weighted`.
+    """
+    if fusion not in ("early", "late"):
+        raise ValueError(f"fusion: expected 'early' or 'late', found {fusion!r}")
+    if len(found) != len(texts) or not all(found):
+        raise ValueError(f"found: expected words for each of {len(texts)} texts, found {sum(map(bool, found))} of {len(found)} with any")
+    if fusion == "early":
+        return encode([" ".join([*(w for w, _ in words), t]) for words, t in zip(found, texts, strict=True)])
+    composed = [(i, f"{w} {t}", a) for i, (words, t) in enumerate(zip(found, texts, strict=True)) for w, a in words]
+    distinct = {text: j for j, text in enumerate(dict.fromkeys(text for _, text, _ in composed))}
+    features = encode(list(distinct))
+    weight = torch.tensor([a if weighted else 1.0 for _, _, a in composed])
+    rows = features[[distinct[text] for _, text, _ in composed]] * weight[:, None]
+    into = torch.tensor([i for i, _, _ in composed])
+    return F.normalize(torch.zeros(len(texts), features.shape[1]).index_add_(0, into, rows), dim=1)
+
+
+def feature_scores(queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"]) -> Scores:
+    """Scores of queries that are features themselves (Eq. 4.1)."""
+    _check_width(queries=queries, gallery=gallery)
+    return lambda rows: queries[rows] @ gallery.T
+
+
+# --- BASIC ---
+
+
+@dataclass(frozen=True)
+class Basic:
+    """BASIC (Psomas et al., 2025), the same group's later training-free method, written from its description.
+
+    Features are centred; the image query is projected onto what distinguishes subjects from styles; similarities are shifted by the
+    least that unrelated pairs reach, and multiplied with Harris's criterion. `images`: any unlabelled images of the domain (there:
+    LAION's mean and synthetic pairs); `subjects` and `styles`: features of two lists of words.
+    """
+
+    images: Float[Tensor, "z d"]
+    subjects: Float[Tensor, "v d"]
+    styles: Float[Tensor, "u d"]
+    alpha: float = 0.2
+    components: int = 250
+    expansion: int = 25
+    harris: float = 0.1
+
+    def scores(self, images: Float[Tensor, "q d"], texts: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"]) -> Scores:
+        """Block by block; the query image is averaged with its `expansion` nearest of the gallery, weighted by exp(similarity / 10)."""
+        _check_width(images=images, texts=texts, gallery=gallery, subjects=self.subjects)
+        image_mean, text_mean = self.images.mean(0), self.subjects.mean(0)
+        x, y, t = gallery - image_mean, images - image_mean, texts - text_mean
+        projection = self._projection(text_mean)
+        if self.expansion:
+            near = search.topk(y @ projection, x, min(self.expansion, len(x)))
+            weight = torch.cat([near.scores, torch.ones(len(y), 1)], dim=1).mul(0.1).softmax(dim=1)
+            y = (torch.cat([x[near.index], y[:, None]], dim=1) * weight[..., None]).sum(1)
+        y = y @ projection
+        calm = self.images[:: max(1, len(self.images) // 1000)] - image_mean
+        least_image = float((calm @ calm.T).min())
+        least_text = float(((self.subjects - text_mean) @ calm.T).min())
+
+        def block(rows: slice) -> Tensor:
+            by_image = ((y[rows] @ x.T - least_image) / abs(least_image)).clamp(min=0)
+            by_text = ((t[rows] @ x.T - least_text) / abs(least_image)).clamp(min=0)
+            return by_image * by_text - self.harris * (by_image + by_text) ** 2
+
+        return block
+
+    def _projection(self, mean: Tensor) -> Float[Tensor, "d d"]:
+        """Onto the leading directions of (1 - alpha) Cov(subjects) - alpha Cov(styles) of positive eigenvalue."""
+        a, b = ((f - mean).double() for f in (self.subjects, self.styles))
+        contrast = (1 - self.alpha) * a.T @ a / max(1, len(a) - 1) - self.alpha * b.T @ b / max(1, len(b) - 1)
+        value, vector = torch.linalg.eigh(contrast)
+        kept = vector[:, value > 0][:, -self.components :]
+        return (kept @ kept.T).float()
+
+
+def contextualised(texts: Sequence[str], subjects: Sequence[str], encode: Encode) -> Float[Tensor, "q d"]:
+    """BASIC's text queries: the mean of g(subject + text) over the subjects, unit rows."""
+    distinct = list(dict.fromkeys(texts))
+    features = encode([f"{s} {t}" for t in distinct for s in subjects]).unflatten(0, (len(distinct), len(subjects)))
+    return F.normalize(features.mean(1), dim=1)[[distinct.index(t) for t in texts]]
+
+
+# --- what a ranking is worth ---
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Average precision in both forms and recall at each k, one value a query; NaN where nothing is right."""
+
+    hits: Float[Tensor, "q"]  # mean precision at each hit: PatternCom's form
+    trapezoid: Float[Tensor, "q"]  # FreeDom's form
+    recall: dict[int, Float[Tensor, "q"]]  # share of the positives among the first k
+
+    @property
+    def empty(self) -> int:
+        """Queries without a positive."""
+        return int(self.hits.isnan().sum())
+
+
+def judge(scores: Scores, positives: Sequence[Int64[Tensor, "_"]], *, ks: Sequence[int] = (10, 50), block: int = 256) -> Judged:
+    """Rank every gallery image for every query, a block of queries at a time; a positive tied with others is placed after them."""
+    rows = []
+    for start in range(0, len(positives), block):
+        part = scores(slice(start, start + block))
+        rows += metrics.hit_places(part, positives[start : start + block])
+    forms = {form: torch.stack([metrics.precision_of(places, form) for places in rows]) for form in ("hits", "trapezoid")}
+    recall = {k: torch.stack([(places <= k).double().mean() for places in rows]) for k in ks}  # mean of nothing: NaN
+    return Judged(**forms, recall=recall)
+
+
+def average(values: Float[Tensor, "q"], group: Sequence[str], *, empty: Literal["left out", "zero"] = "left out") -> dict[str, float]:
+    """The mean of each group in order of first appearance; queries without a positive are left out, or count 0 as in the FreeDom code."""
+    found = {}
+    for name in dict.fromkeys(group):
+        part = values[[g == name for g in group]]
+        part = part.nan_to_num(0.0) if empty == "zero" else part[~part.isnan()]
+        found[name] = float(part.mean()) if len(part) else math.nan
+    return found
+
+
+def _phi(z: Tensor) -> Tensor:
+    return z.mul_(math.sqrt(0.5)).erf_().add_(1).mul_(0.5)
+
+
+def _check_weight(weight: float) -> None:
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight: expected a share of the text in 0..1, found {weight}")
+
+
+def _check_spread(deviation: Tensor, scale: Tensor, name: str) -> None:
+    flat = (deviation <= 1e-9 * scale).squeeze(1) | ~deviation.isfinite().squeeze(1)
+    if bool(flat.any()):
+        raise ValueError(f"{name}: expected similarities that vary over the gallery, found {int(flat.sum())} queries whose do not, first {int(flat.nonzero()[0])}")
+
+
+def _check_width(**features: Tensor) -> None:
+    widths = {name: x.shape[1] for name, x in features.items()}
+    if len(set(widths.values())) > 1:
+        raise ValueError(f"features: expected one width, found {widths}")
