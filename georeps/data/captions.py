@@ -30,14 +30,14 @@ NAMES = {  # folder: its name, then what else it is called
     "wastewater_treatment_plant": ("wastewater treatment plant", "clarifier", "sewage works"),
 }  # fmt: skip
 PARTS = {  # what else is in sight
-    "airplane": ("wings", "tarmac"), "baseball_field": ("infield", "bases"), "basketball_court": ("basket",), "beach": ("waves", "umbrella"),
+    "airplane": ("wings", "tarmac"), "baseball_field": ("infield", "bases"), "basketball_court": ("basket",), "beach": ("waves", "umbrella", "water"),
     "bridge": ("deck",), "cemetery": ("gravestone",), "chaparral": ("bush",), "christmas_tree_farm": ("rows",), "closed_road": ("houses",),
-    "coastal_mansion": ("pool", "shore"), "crosswalk": ("stripes", "street"), "ferry_terminal": ("quay",), "football_field": ("end zone",),
-    "forest": ("trees", "canopy"), "freeway": ("lanes",), "golf_course": ("bunker", "trees"), "harbor": ("quay", "jetty"),
+    "coastal_mansion": ("pool", "shore", "water"), "crosswalk": ("stripes", "street"), "ferry_terminal": ("quay", "water", "concrete"), "football_field": ("end zone",),
+    "forest": ("trees", "canopy"), "freeway": ("lanes",), "golf_course": ("bunker", "trees"), "harbor": ("quay", "jetty", "water"),
     "intersection": ("street", "houses"), "mobile_home_park": ("trailers",), "nursing_home": ("lawn", "building"), "oil_well": ("pump",),
-    "overpass": ("lanes", "highway"), "railway": ("sleepers",), "river": ("bank", "water"), "runway": ("tarmac",),
-    "solar_panel": ("rows",), "storage_tank": ("ladder",), "swimming_pool": ("deck chair",), "tennis_court": ("net", "lines"),
-    "transformer_station": ("gantry",), "wastewater_treatment_plant": ("basin",), "dense_residential": ("roofs",),
+    "overpass": ("lanes", "highway"), "railway": ("sleepers",), "river": ("bank", "water"), "runway": ("tarmac", "concrete"),
+    "shipping_yard": ("cargo", "concrete"), "solar_panel": ("rows",), "storage_tank": ("ladder", "round"), "swimming_pool": ("deck chair",), "tennis_court": ("net", "lines"),
+    "transformer_station": ("gantry",), "wastewater_treatment_plant": ("basin", "round"), "dense_residential": ("roofs",),
     "sparse_residential": ("trees", "roofs"), "parking_lot": ("stalls",), "parking_space": ("stalls",),
 }  # fmt: skip
 LEADS = {  # how a domain is spoken of around a phrase
