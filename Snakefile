@@ -21,6 +21,7 @@ THREADS = int(config.get("threads", os.cpu_count()))  # of a job that may use th
 BOOK = Path(workflow.basedir) / "book"
 CHAPTERS = sorted(Path(p).stem for p in glob(str(BOOK / "chapters" / "*.ipynb")))
 LAST = "14_claims"  # reads everybody's records
+SPOKEN = ("08_composed", "09_domains")  # ask the small CLIP
 AFTER = {"03_crossview": ["01_worlds"], "05_distribution": ["04_pretraining"], LAST: [c for c in CHAPTERS if c != LAST]}  # whose records a page shows, and whose rendered worlds it finds stored
 TIMED = ("02_search", "13_speed")  # measure the whole machine: alone on it
 PYTHON = sys.executable
@@ -81,9 +82,24 @@ rule gather:
         """{PYTHON:q} -c "from georeps import study; study.gather('{wildcards.profile}')" """
 
 
+rule clip:
+    # the small CLIP of the embedded worlds, once for all chapters and seeds that ask it; it lies stored by content
+    output:
+        touch("book/runs/{profile}/clip.done"),
+    params:
+        settings=lambda w: {k: PARAMETERS[SPOKEN[0]][w.profile][f"clip_{k}"] for k in ("tiles", "epochs")},
+    threads: THREADS
+    resources:
+        gpu=lambda w: int(w.profile == "gpu"),
+    shell:
+        "OMP_NUM_THREADS={threads} GEOREPS_SCRATCH=book/runs/scratch/clip {PYTHON:q} -c"
+        " \"from georeps import clip, study; clip.small(device=study.pick_device('auto'), **{params.settings})\""
+
+
 rule chapter:
     input:
         earlier,
+        lambda w: [f"book/runs/{w.profile}/clip.done"] if w.chapter in SPOKEN and w.profile != "paper" else [],
         "book/chapters/{chapter}.ipynb",
         "book/params/{chapter}.yml",
         "book/execute.py",

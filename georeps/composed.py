@@ -160,8 +160,8 @@ def text_labels(neighbour_words: Sequence[Sequence[str]], m: int) -> list[tuple[
 
 def proxies(
     images: Float[Tensor, "q d"], memory: Float[Tensor, "z d"], k: int, *, own: Literal["memory", "always", "batch"] = "memory"
-) -> Float[Tensor, "q k d"]:
-    """The k images that stand for each query (Eq. 4.13), nearest first.
+) -> Int64[Tensor, "q k"]:
+    """The k images of the memory that stand for each query (Eq. 4.13), nearest first; -1 is the query itself.
 
     "memory", the paper: the k nearest of the visual memory, the query among them only if it lies there. "always": the query itself takes
     the first slot. "batch", the published code: as "always", but only if the least of the batch's best similarities is below 0.98, so
@@ -172,10 +172,9 @@ def proxies(
     if len(memory) == 0:
         raise ValueError("memory: expected at least one image, found none")
     found = search.topk(images, memory, min(k, len(memory)))
-    near = memory[found.index]
     if own == "always" or (own == "batch" and float(found.scores[:, 0].min()) < 0.98):
-        return torch.cat([images[:, None], near], dim=1)[:, :k]
-    return near
+        return F.pad(found.index, (1, 0), value=-1)[:, :k]
+    return found.index
 
 
 def labels(
@@ -191,10 +190,11 @@ def labels(
     """The weighted words of each query: its m nearest (`memory` None, Eq. 4.6), or the m most frequent of k proxies' n each (Eq. 4.14)."""
     if memory is None:
         return [[(word, 1.0) for word in words] for words in vocabulary.nearest(images, m)]
-    near = proxies(images, memory, k, own=own)
-    words = vocabulary.nearest(near.flatten(0, 1), n)
-    width = near.shape[1]
-    return [text_labels(words[i * width : (i + 1) * width], m) for i in range(len(images))]
+    near = proxies(images, memory, k, own=own).tolist()
+    used = sorted({i for row in near for i in row if i >= 0})
+    said = dict(zip(used, vocabulary.nearest(memory[used], n), strict=True)) if used else {}
+    mine = vocabulary.nearest(images, n) if any(i < 0 for row in near for i in row) else []
+    return [text_labels([mine[q] if i < 0 else said[i] for i in row], m) for q, row in enumerate(near)]
 
 
 def freedom(

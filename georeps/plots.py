@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -213,6 +213,52 @@ def distributions(
     axes[0, 2].legend(frameon=False)
     for ax, title in zip(axes[0], ("t-SNE", "on the circle", "density of the angles"), strict=True):
         ax.set_title(title)
+    return figure
+
+
+def composed_strips(
+    queries: UInt8[Tensor, "q 3 h w"],
+    texts: Sequence[str],
+    gallery: UInt8[Tensor, "g 3 i j"],
+    retrieved: Int64[Tensor, "q k"],
+    right: Bool[Tensor, "q k"],
+    *,
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """A row a composed query: its image, its text, and the best retrieved, framed green where right and red where wrong."""
+    n, k = retrieved.shape
+    figure, axes = plt.subplots(n, k + 1, figsize=(1.05 * (k + 1) + 1, 1.22 * n + 0.2), squeeze=False)
+    for r in range(n):
+        _show(axes[r, 0], queries[r], frame="tab:orange")
+        axes[r, 0].set_title(texts[r], fontsize=9, loc="left")
+        if names is not None:
+            axes[r, 0].set_ylabel(names[r], fontsize=8, rotation=0, ha="right", va="center")
+        for c in range(k):
+            _show(axes[r, c + 1], gallery[retrieved[r, c]], frame=VERDICTS["holds"] if right[r, c] else VERDICTS["fails"])
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def similarities(panels: Mapping[str, Mapping[str, Float[Tensor, "n"]]], *, xlabel: str) -> Figure:
+    """A panel a method: the distribution of its scores in each group of gallery images, every group's area 1."""
+    figure, axes = plt.subplots(len(panels), 1, figsize=(7, 1.35 * len(panels) + 0.6), layout="constrained", squeeze=False)
+    for ax, (title, groups) in zip(axes[:, 0], panels.items(), strict=True):
+        whole = torch.cat(list(groups.values()))
+        edges = np.linspace(float(whole.min()), float(whole.max()) + 1e-9, 50)
+        for (name, scores), colour in zip(groups.items(), PALETTE, strict=False):
+            ax.hist(scores.numpy(), edges, density=True, alpha=0.5, color=colour, label=f"{name} ({len(scores):,})")
+        ax.set(yticks=[], title=title)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[-1, 0].set_xlabel(xlabel)
+    return figure
+
+
+def grid_of(values: pd.DataFrame, *, label: str, title: str = "") -> Figure:
+    """A table of numbers as colours, the numbers written in."""
+    figure, ax = plt.subplots(figsize=(1.1 * values.shape[1] + 2, 0.55 * values.shape[0] + 1.2), layout="constrained")
+    sns.heatmap(values.astype(float), annot=True, fmt=".1f", cmap="rocket_r", cbar_kws={"label": label}, ax=ax)
+    ax.set_title(title)
+    ax.tick_params(axis="y", rotation=0)
     return figure
 
 

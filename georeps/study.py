@@ -29,7 +29,7 @@ from scipy import stats
 
 import georeps
 
-LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "faiss-cpu")
+LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "faiss-cpu", "open-clip-torch")
 REFERENCE_COLUMNS = ["source", "table", "row", "column", "value", "metric"]
 CLAIM_KEYS = {"id", "source", "sentence", "check", "data", "papers_own_data"}
 MIN_SEEDS = 3  # fewer give no verdict

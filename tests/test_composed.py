@@ -106,12 +106,14 @@ def test_whose_slot_the_query_takes():
     images, memory = features(3), features(10, seed=5)
     paper = composed.proxies(images, memory, 4)
     always = composed.proxies(images, memory, 4, own="always")
-    assert torch.equal(always[:, 0], images) and torch.equal(always[:, 1:], paper[:, :3])
+    assert bool((always[:, 0] == -1).all()) and torch.equal(always[:, 1:], paper[:, :3])
     assert torch.equal(composed.proxies(images, memory, 4, own="batch"), always)  # strangers: the query is put first
     known = torch.cat([memory, images])
     assert torch.equal(composed.proxies(images, known, 4, own="batch"), composed.proxies(images, known, 4))
     mixed = torch.cat([images, features(1, seed=9)])  # one stranger changes the neighbours of all
     assert not torch.equal(composed.proxies(mixed, known, 4, own="batch")[:3], composed.proxies(images, known, 4, own="batch"))
+    own = composed.labels(images, vocabulary(), memory=memory, k=1, n=4, m=4, own="always")
+    assert own == composed.labels(images, vocabulary(), m=4)  # a single slot, taken by the query: plain inversion
 
 
 def test_late_fusion_is_the_weighted_sum_of_single_words_and_a_single_word_needs_no_fusion():

@@ -17,7 +17,7 @@ ORDER = (  # a module imports only from an earlier line
     ("metrics", "crossview", "progeo"),
     ("composed",),
     ("data", "train", "study"),
-    ("plots", "pretraining", "clip"),
+    ("plots", "pretraining", "clip", "slider"),
 )
 
 

@@ -104,7 +104,7 @@ def benchmark(*, scale: float, seed: int = 0) -> list[Tile]:
             rest = 0  # the value is the folder
         shown = [v for v, n in counts.items() for _ in range(n)]
         shown += [None if folder in COUNTS else _drawn("benchmark", seed, folder, i) for i in range(rest)]
-        tiles += [Tile(folder, v, scene=_seed("benchmark", seed, folder, i)) for i, v in enumerate(shown)]
+        tiles += [Tile(folder, v, scene=seed_of("benchmark", seed, folder, i)) for i, v in enumerate(shown)]
     return tiles
 
 
@@ -116,7 +116,7 @@ def conversion(world: str, *, n: int, seed: int = 0) -> list[Tile]:
         return [_place(p, domain, seed, i) for p in range(PLACES) for domain in DOMAINS[world] for i in range(n)]
     key = "style" if world == "styles" else "context"
     return [
-        Tile(folder, _drawn(world, seed, folder, i), **{key: domain}, scene=_seed(world, seed, folder, domain, i))
+        Tile(folder, _drawn(world, seed, folder, i), **{key: domain}, scene=seed_of(world, seed, folder, domain, i))
         for folder in FOLDERS
         for domain in DOMAINS[world]
         for i in range(n)
@@ -136,24 +136,25 @@ def training(n: int, *, seed: int = 0) -> list[Tile]:
         styles = [s for s in paint.STYLES[1:] if (folder, s) not in HELD_OUT_STYLES]
         contexts = [c for c in paint.CONTEXTS if (folder, c) not in HELD_OUT_CONTEXTS]
         looks = [("photo", None)] * n + [(s, None) for s in styles] * (n // 5) + [("photo", c) for c in contexts] * (n // 8)
-        tiles += [Tile(folder, shown[i % len(shown)], s, c, _seed("training", seed, folder, i)) for i, (s, c) in enumerate(looks)]
+        tiles += [Tile(folder, shown[i % len(shown)], s, c, seed_of("training", seed, folder, i)) for i, (s, c) in enumerate(looks)]
     return tiles
 
 
 def _place(place: int, domain: str, seed: int, i: int) -> Tile:
     """View i of a place: 25 scenes of 12 folders, so that the folder alone does not tell places apart."""
-    folder = FOLDERS[(place * 5 + seed) % len(FOLDERS)] if place < 12 else FOLDERS[((place - 12) * 5 + seed) % len(FOLDERS)]
+    folder = FOLDERS[(place % 12 * 5 + seed) % len(FOLDERS)]
     style = "archive" if domain == "archive" else "photo"
-    return Tile(folder, _drawn("places", seed, folder, place), style, None, _seed("place", seed, place), _seed("view", seed, place, domain, i))
+    return Tile(folder, _drawn("places", seed, folder, place), style, None, seed_of("place", seed, place), seed_of("view", seed, place, domain, i))
 
 
 def _drawn(*key) -> str | None:
     """One of the values that a folder, the last but one of the key, can show."""
     shown = values(key[-2])
-    return shown[_seed("value", *key) % len(shown)] if shown else None
+    return shown[seed_of("value", *key) % len(shown)] if shown else None
 
 
-def _seed(*key) -> int:
+def seed_of(*key) -> int:
+    """A seed that depends on all of the key and on nothing else."""
     return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:6], "big")
 
 
