@@ -113,7 +113,7 @@ def published(checkpoint: Path | str, *, architecture: str = "ViT-L-14", activat
         model, _ = open_clip.create_model_from_pretrained(
             architecture.removesuffix("-quickgelu"), pretrained=str(checkpoint), force_quick_gelu=activation == "quickgelu", device=device
         )
-    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+    except (RuntimeError, AssertionError, KeyError, AttributeError, TypeError) as error:
         first = " ".join(str(error).split())[:300]
         raise ValueError(f"checkpoint: expected the weights of {architecture}, found a file {checkpoint} that does not fit: {first}") from error
     size = model.visual.image_size
@@ -172,6 +172,6 @@ def zero_shot(clip: Clip, features: Float[Tensor, "n d"], labels: Sequence[str],
 
 @functools.cache
 def _version() -> str:
-    modules = (__file__, train.__file__, captions.__file__, patterns.__file__)
-    text = [Path(m).read_text() for m in modules] + [torch.__version__, open_clip.__version__]
+    modules = (__file__, train.__file__, captions.__file__)
+    text = [Path(m).read_text() for m in modules] + [patterns.version(), torch.__version__, open_clip.__version__]
     return hashlib.sha256(repr(text).encode()).hexdigest()[:16]

@@ -308,13 +308,16 @@ class Judged:
 
 def judge(scores: Scores, positives: Sequence[Int64[Tensor, "_"]], *, ks: Sequence[int] = (10, 50), block: int = 256) -> Judged:
     """Rank every gallery image for every query, a block of queries at a time; a positive tied with others is placed after them."""
-    rows = []
+    parts = []
     for start in range(0, len(positives), block):
-        part = scores(slice(start, start + block))
-        rows += metrics.hit_places(part, positives[start : start + block])
-    forms = {form: torch.stack([metrics.precision_of(places, form) for places in rows]) for form in ("hits", "trapezoid")}
-    recall = {k: torch.stack([(places <= k).double().mean() for places in rows]) for k in ks}  # mean of nothing: NaN
-    return Judged(**forms, recall=recall)
+        places = metrics.hit_places(scores(slice(start, start + block)), positives[start : start + block])
+        count = (places > 0).sum(1).double()
+        parts.append([
+            *(metrics.precision_of(places, form).cpu() for form in ("hits", "trapezoid")),
+            *((((places > 0) & (places <= k)).sum(1) / count).cpu() for k in ks),  # 0 / 0: NaN
+        ])  # fmt: skip
+    hits, trapezoid, *recall = map(torch.cat, zip(*parts, strict=True))
+    return Judged(hits, trapezoid, dict(zip(ks, recall, strict=True)))
 
 
 def average(values: Float[Tensor, "q"], group: Sequence[str], *, empty: Literal["left out", "zero"] = "left out") -> dict[str, float]:

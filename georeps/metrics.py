@@ -91,36 +91,36 @@ def average_precision(
     """
     if form not in ("hits", "trapezoid"):
         raise ValueError(f"form: expected 'hits' or 'trapezoid', found {form!r}")
-    places = hit_places(scores, [row.nonzero()[:, 0] for row in relevant])
-    return torch.stack([precision_of(p, form) for p in places]).to(scores) if places else scores.new_zeros(0)
+    return precision_of(hit_places(scores, [row.nonzero()[:, 0] for row in relevant]), form).to(scores)
 
 
-def hit_places(scores: Float[Tensor, "q g"], positives: Sequence[Int64[Tensor, "_"]]) -> list[Int64[Tensor, "_"]]:
-    """Where each query's positives stand in its ranking, from 1, ascending; among equal scores positives come last.
+def hit_places(scores: Float[Tensor, "q g"], positives: Sequence[Int64[Tensor, "_"]]) -> Int64[Tensor, "q p"]:
+    """Where each query's positives stand in its ranking, from 1, ascending; 0 fills the rows of queries with fewer.
 
-    Values are sorted, never indices: on CPU by numpy's vector sort, 30 times faster than an argsort.
+    Among equal scores positives come last. Values are sorted, never indices: on CPU by numpy's vector sort, 30 times faster than argsort.
     """
     _check_finite("scores", scores)
     if len(scores) != len(positives):
         raise ValueError(f"positives: expected those of {len(scores)} queries, found {len(positives)}")
     ordered = scores.sort(dim=1).values if scores.is_cuda else torch.from_numpy(np.sort(scores.numpy(), axis=1))
-    places = []
-    for row, order, own in zip(scores, ordered, positives, strict=True):
-        hits = row[own.to(row.device)].sort().values
-        least = len(order) - torch.searchsorted(order, hits)  # all that score at least as high, misses and hits
-        least -= len(hits) - torch.searchsorted(hits, hits)  # ... and of these the hits
-        places.append(least.flip(0) + torch.arange(1, len(hits) + 1, device=hits.device))
+    places = scores.new_zeros((len(scores), max(map(len, positives), default=0)), dtype=torch.int64)
+    for i, own in enumerate(positives):
+        hits = scores[i, own.to(scores.device)].sort().values
+        ahead = len(ordered[i]) - torch.searchsorted(ordered[i], hits)  # all that score at least as high, misses and hits
+        ahead -= len(hits) - torch.searchsorted(hits, hits)  # ... and of these the hits
+        places[i, : len(hits)] = ahead.flip(0) + torch.arange(1, len(hits) + 1, device=hits.device)
     return places
 
 
-def precision_of(places: Int64[Tensor, "p"], form: Literal["hits", "trapezoid"]) -> Float64[Tensor, ""]:
-    """Average precision from the places of the positives (`hit_places`); NaN of none."""
-    found = torch.arange(1, len(places) + 1, device=places.device, dtype=torch.float64)
-    precision = found / places
+def precision_of(places: Int64[Tensor, "q p"], form: Literal["hits", "trapezoid"]) -> Float64[Tensor, "q"]:
+    """Average precision from the places of the positives, as `hit_places` gives them; NaN of none."""
+    there = places > 0
+    found = torch.arange(1, places.shape[1] + 1, device=places.device, dtype=torch.float64)
+    precision = found / places.clamp(min=1)
     if form == "trapezoid":
         before = torch.where(places == 1, 1.0, (found - 1) / (places - 1).clamp(min=1))
         precision = (before + precision) / 2
-    return precision.mean()
+    return (precision * there).sum(1) / there.sum(1)
 
 
 def geoscore(km: Float[Tensor, "b"]) -> Float[Tensor, "b"]:

@@ -4,6 +4,7 @@
 """
 
 import base64
+import html
 import io
 import json
 from collections.abc import Sequence
@@ -59,8 +60,8 @@ def page(
         "tiles": [_jpeg(t) for t in tiles], "asked": list(asked), "words": list(words),
         "image": [_packed(row) for row in image], "text": [_packed(row) for row in text],
     }  # fmt: skip
-    options = "".join(f'<option value="{w}">' for w in words)
-    return PAGE.format(id=name, first=words[0], options=options, data=json.dumps(data).replace("</", "<\\/"))
+    options = "".join(f'<option value="{html.escape(w)}">' for w in words)
+    return PAGE.format(id=name, first=html.escape(words[0]), options=options, data=json.dumps(data).replace("</", "<\\/"))
 
 
 def _packed(row: Float[Tensor, "n"]) -> str:

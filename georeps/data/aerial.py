@@ -91,7 +91,7 @@ def nursing_home(r, value):
 def crosswalk(r, value):
     """Zebra stripes across a street."""
     s = Scene(r, "concrete")
-    s.rect(0.5, 0.5, 3, 0.62, "asphalt")
+    s.rect(0.5, 0.5, 3.0, 0.62, "asphalt")
     s.path([(-1, 0.5), (0.3, 0.5)], 0.015, "gold")
     s.path([(0.7, 0.5), (2, 0.5)], 0.015, "gold")
     s.item("crosswalk")
@@ -144,7 +144,7 @@ def bridge(r, value):
     """A bridge over a river."""
     s = Scene(r, "water")
     for side in (-0.28, 1.28):
-        s.rect(side, 0.5, 1.0, 3, "field")
+        s.rect(side, 0.5, 1.0, 3.0, "field")
     for x, y in zip(r.choice([-0.02, 0.08, 0.92, 1.02], 10), r.uniform(-0.2, 1.2, 10), strict=True):
         s.disc(x, y, 0.04, "tree", z=0.03)
     s.item("bridge")
@@ -172,7 +172,7 @@ def dense_residential(r, value):
     """Rows of roofs along streets."""
     s = Scene(r, str(r.choice(["grass", "field", "concrete"])))
     for y in (0.0, 0.5, 1.0):
-        s.rect(0.5, y, 3, 0.09, "asphalt")
+        s.rect(0.5, y, 3.0, 0.09, "asphalt")
     for row in (0.14, 0.36, 0.64, 0.86, -0.14, 1.14):
         for x in np.arange(-0.3, 1.4, 0.17):
             _house(s, x + r.uniform(-0.01, 0.01), row, r.uniform(0.11, 0.145), r.uniform(0.1, 0.13), 0.0)
@@ -200,7 +200,7 @@ def parking_lot(r, value):
 def parking_space(r, value):
     """Two rows of wide stalls from near."""
     s = Scene(r, str(r.choice(["asphalt", "tarmac"])))
-    s.rect(0.5, -0.2, 3, 0.3, "grass")
+    s.rect(0.5, -0.2, 3.0, 0.3, "grass")
     _stalls(s, (0.18, 0.82), 0.16, 0.3, 0.0 if value == "without cars" else r.uniform(0.5, 0.95))
     return _view(s)
 
@@ -217,7 +217,7 @@ def _boat(s: Scene, x: float, y: float, size: float, a: float) -> None:
 def ferry_terminal(r, value):
     """A quay with two wide piers and a ferry between them."""
     s = Scene(r, "water")
-    s.rect(0.5, -0.4, 3, 1.2, "concrete")
+    s.rect(0.5, -0.4, 3.0, 1.2, "concrete")
     for x in r.uniform(0, 1, 9):
         s.car(x, r.uniform(0.02, 0.16), r.choice([0.0, math.pi / 2]))
     s.item("pier")
@@ -235,7 +235,7 @@ def ferry_terminal(r, value):
 def harbor(r, value):
     """Thin jetties with small boats on both sides."""
     s = Scene(r, "water")
-    s.rect(-0.42, 0.5, 1.0, 3, "concrete")
+    s.rect(-0.42, 0.5, 1.0, 3.0, "concrete")
     for y in (0.16, 0.5, 0.84):
         s.item("pier")
         s.rect(0.5, y, 0.9, 0.05, "gray", z=0.01)

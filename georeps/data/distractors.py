@@ -82,7 +82,7 @@ def coastal_mansion(r, value):
     for dy, material in ((0.0, "sand"), (0.07, "foam"), (0.09, "water")):
         s.polygon(np.concatenate([np.stack([x, 0.68 + dy + 0.03 * np.sin(9 * x)], 1), [(2, 3), (-1, 3)]]), material)
     s.trees(10, keep_out=0.4)
-    s.rect(0.5, 0.98, 3, 0.3, "water")
+    s.rect(0.5, 0.98, 3.0, 0.3, "water")
     roof = value or str(r.choice(["roof", "slate"]))
     s.item("mansion")
     s.rect(0.5, 0.34, 0.5, 0.2, roof, z=0.06)
@@ -218,11 +218,11 @@ def railway(r, value):
 def runway(r, value):
     """A wide strip with a dashed middle."""
     s = Scene(r, str(r.choice(["grass", "field"])))
-    s.rect(0.5, 0.5, 4, 0.32, "tarmac")
+    s.rect(0.5, 0.5, 4.0, 0.32, "tarmac")
     for x in np.arange(-1, 2, 0.16):
         s.rect(x, 0.5, 0.09, 0.018, "paint")
     for y in (0.36, 0.64):
-        s.rect(0.5, y, 4, 0.012, "paint")
+        s.rect(0.5, y, 4.0, 0.012, "paint")
     s.path([(0.8, 0.5), (1.1, 1.6)], 0.13, "tarmac")
     return _view(s)
 
@@ -259,8 +259,8 @@ def solar_panel(r, value):
     """Rows of dark panels."""
     s = Scene(r, str(r.choice(["soil", "grass", "gravel"])))
     for y in np.arange(-0.5, 1.5, 0.2):
-        s.rect(0.5, y, 3, 0.13, "panel", z=0.02)
-        s.rect(0.5, y, 3, 0.01, "metal")
+        s.rect(0.5, y, 3.0, 0.13, "panel", z=0.02)
+        s.rect(0.5, y, 3.0, 0.01, "metal")
         for x in np.arange(-0.5, 1.5, 0.11):
             s.rect(x, y, 0.01, 0.13, "metal")
     return _view(s)

@@ -6,10 +6,10 @@ shape and the shadows at twice the size, looks colours up, and halves: one scene
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
 
 MATERIALS = {  # name: colour, kind, contrast of its texture
@@ -26,8 +26,8 @@ MATERIALS = {  # name: colour, kind, contrast of its texture
     "paint": ((240, 240, 238), "mark", 0.02), "gold": ((230, 190, 60), "mark", 0.02), "line": ((70, 70, 74), "mark", 0.02),
 }  # fmt: skip
 CONTEXTS = {  # what a season or surface does to each kind: (colour, share of it)
-    "autumn": {"plant": ((196, 122, 44), 0.75)},
-    "snow": {"plant": ((234, 238, 244), 0.85), "ground": ((236, 240, 246), 0.85), "paved": ((214, 220, 228), 0.6)},
+    "autumn": {"plant": ((196, 122, 44), 0.75), "ground": ((176, 108, 48), 0.4), "paved": ((168, 108, 56), 0.3)},
+    "snow": {"plant": ((234, 238, 244), 0.85), "ground": ((236, 240, 246), 0.85), "paved": ((214, 220, 228), 0.6), "built": ((240, 242, 246), 0.3)},
     "desert": {"plant": ((216, 186, 136), 0.85), "ground": ((222, 192, 142), 0.8), "paved": ((206, 182, 142), 0.45)},
     "flood": {"plant": ((104, 94, 76), 0.85), "ground": ((112, 100, 80), 0.85), "paved": ((108, 98, 82), 0.7)},
     "dusk": {},  # a matter of light
@@ -59,11 +59,11 @@ class Scene:
             self.items.append(name)
         self._item = len(self.items) - 1 if name is not None else -1
 
-    def polygon(self, points: Sequence, material: str, z: float = 0.0) -> None:
+    def polygon(self, points: ArrayLike, material: str, z: float = 0.0) -> None:
         """A polygon of this material, z above the ground."""
         self.shapes.append(Shape(np.asarray(points, float), material, z, self._item))
 
-    def rect(self, x: float, y: float, w: float, h: float, material: str, *, a: float = 0.0, z: float = 0.0) -> None:
+    def rect(self, x: float, y: float, w: float | int, h: float | int, material: str, *, a: float = 0.0, z: float = 0.0) -> None:
         """A rectangle around (x, y), turned by a radians."""
         corners = np.array([[-w, -h], [w, -h], [w, h], [-w, h]]) / 2
         self.polygon(_turned(corners, a) + (x, y), material, z)
@@ -80,7 +80,7 @@ class Scene:
         radius = r * np.clip(1 + rough * wave, 0.4, 1.7)
         self.polygon(np.stack([radius * np.cos(t), radius * np.sin(t)], 1) + (x, y), material, z)
 
-    def path(self, points: Sequence, width: float, material: str, *, z: float = 0.0) -> None:
+    def path(self, points: ArrayLike, width: float, material: str, *, z: float = 0.0) -> None:
         """A line of some width along the points."""
         p = np.asarray(points, float)
         d = np.gradient(p, axis=0)

@@ -175,7 +175,7 @@ def render(tiles: Sequence[Tile], *, size: int) -> UInt8[Tensor, "n 3 s s"]:
         raise ValueError("tiles: expected at least one, found none")
     if size % 8:
         raise ValueError(f"size: expected a multiple of 8 pixels, found {size}")
-    key = {"version": _version(), "size": size, "tiles": hashlib.sha256(json.dumps([asdict(t) for t in tiles]).encode()).hexdigest()}
+    key = {"version": version(), "size": size, "tiles": hashlib.sha256(json.dumps([asdict(t) for t in tiles]).encode()).hexdigest()}
 
     def build() -> dict[str, np.ndarray]:
         out = np.empty((len(tiles), 3, size, size), np.uint8)
@@ -188,6 +188,7 @@ def render(tiles: Sequence[Tile], *, size: int) -> UInt8[Tensor, "n 3 s s"]:
 
 
 @functools.cache
-def _version() -> str:
+def version() -> str:
+    """Of the code that tiles depend on."""
     text = "".join(Path(m.__file__).read_text() for m in (aerial, distractors, paint)) + Path(__file__).read_text()
     return hashlib.sha256(text.encode()).hexdigest()[:16]
