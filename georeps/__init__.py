@@ -7,9 +7,11 @@ The package holds what the chapters of the book share; read it from the left:
     encoders, moco, vmf          image -> feature map -> descriptor; MoCo v2; densities on the circle
     metrics                      ranks, scores and distances -> the numbers of the papers
     crossview                    Siamese-VGG and SAFA, the two-branch models; polar transform; their training step
-    data                         earth and city, the embedded worlds; images and folders, the readers of files; export
+    composed                     WeiCom, FreeDom, BASIC: an image and a text ask together
+    data                         earth, city and patterns, the embedded worlds; images, folders, compositions, the readers of files; export
     train, plots, study          the training loop, every figure, records / tables / claims
-    pretraining                  the starts of the thesis's Table 3.1, stored by content
+    pretraining, clip            the starts of the thesis's Table 3.1; the small CLIP; both stored by content
+    slider                       a page element that weighs an image against a word
 
 A module imports only from its left (tests/test_package.py holds the order). Import modules, not names:
 `from georeps import search, metrics`.

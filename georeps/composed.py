@@ -41,12 +41,6 @@ class Queries:
     def __len__(self) -> int:
         return len(self.text)
 
-    def take(self, index: Sequence[int]) -> "Queries":
-        """Some of the queries, in the order of `index`."""
-        part = [int(i) for i in index]
-        lists = ([x[i] for i in part] for x in (self.text, self.positives, self.group, self.value))
-        return Queries(self.image[part], *lists)
-
 
 # --- similarities of one kind, and their simplest unions (Eq. 5.1; 4.4.2) ---
 

@@ -229,7 +229,7 @@ def composed_strips(
     n, k = retrieved.shape
     figure, axes = plt.subplots(n, k + 1, figsize=(1.05 * (k + 1) + 1, 1.22 * n + 0.2), squeeze=False)
     for r in range(n):
-        _show(axes[r, 0], queries[r], frame="tab:orange")
+        _show(axes[r, 0], queries[r], frame="0.3")
         axes[r, 0].set_title(texts[r], fontsize=9, loc="left")
         if names is not None:
             axes[r, 0].set_ylabel(names[r], fontsize=8, rotation=0, ha="right", va="center")

@@ -125,7 +125,8 @@ def test_a_kernel_that_dies_is_a_chapter_that_failed(small_book):
 def test_snakemake_plans_the_seeds_before_the_page_and_a_cluster_without_cores():
     plan = python("-m", "snakemake", "-n", "--forceall", "--config", "profile=laptop", "out=_build/none")
     assert plan.returncode == 0, plan.stderr[-2000:]
-    assert re.search(r"chapter +12\b", plan.stdout), "six pages, and two more seeds of chapters 03, 04 and 05"
+    assert re.search(r"chapter +18\b", plan.stdout), "eight pages, and two more seeds of chapters 03, 04, 05, 08 and 09"
+    assert re.search(r"clip +1\b", plan.stdout), "one small CLIP for all who ask it"
 
 
 def test_snakemake_refuses_an_unknown_profile():
@@ -195,10 +196,34 @@ def write_pairs(root):
                 Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / part / name / f"-place_{i:03d},.png")
 
 
+def write_patternnet(root):
+    from georeps.data import compositions, patterns
+
+    tiles = patterns.benchmark(scale=0.003)
+    compositions.write_patterncom(root, tiles, patterns.render(tiles, size=32))
+
+
+def write_freedom(root):
+    """LTLL's list and images, of embedded places."""
+    from PIL import Image
+
+    from georeps.data import patterns
+
+    tiles = patterns.conversion("places", n=2)
+    rows = []
+    for i, (tile, image) in enumerate(zip(tiles, patterns.render(tiles, size=32), strict=True)):
+        domain, label = {"today": "New", "archive": "Old"}[tile.domain], tile.label.replace(" ", "_")
+        path = root / "ltll" / domain / "images" / label / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+        rows.append(f"{path.relative_to(root)} {domain} {label}")
+    (root / "ltll" / "full_files.csv").write_text("\n".join(rows))
+
+
 def write_tree(root, layout):
     from georeps.data import export
 
-    {"pairs": write_pairs, "vigor": functools.partial(export.vigor, tiles=4, ground=(32, 64), satellite=32),
+    {"patterncom": write_patternnet, "freedom": write_freedom, "pairs": write_pairs, "vigor": functools.partial(export.vigor, tiles=4, ground=(32, 64), satellite=32),
      "cvact": functools.partial(export.cvact, tiles=4, ground=(32, 64), satellite=32)}[layout](root)  # fmt: skip
 
 
@@ -207,7 +232,7 @@ def run_on_own_data(tmp_path, chapter, layout, *parameters) -> dict[str, float]:
     write_tree(tmp_path / "own", layout)
     run = python(
         "-m", "papermill", "--cwd", BOOK, "-k", "python3", "--no-progress-bar", BOOK / "chapters" / f"{chapter}.ipynb",
-        tmp_path / "out.ipynb", "-p", "data_root", tmp_path / "own", "-p", "layout", layout, *parameters,
+        tmp_path / "out.ipynb", "-p", "data_root", tmp_path / "own", *parameters,
         GEOREPS_RESULTS=str(tmp_path / "results"), GEOREPS_CACHE=str(tmp_path / "cache"), TQDM_DISABLE="1",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
@@ -217,15 +242,23 @@ def run_on_own_data(tmp_path, chapter, layout, *parameters) -> dict[str, float]:
 @pytest.mark.parametrize(("layout", "split"), [("pairs", "own"), ("vigor", "cross"), ("cvact", "same")])
 def test_chapter_03_runs_on_a_reader_s_own_tree(tmp_path, layout, split):
     """The path of an owner of VIGOR, CVACT or a folder of pairs, on trees of their form."""
-    found = run_on_own_data(tmp_path, "03_crossview", layout, "-p", "own_split", split, "-p", "n_val", 8, "-p", "batch", 4)
+    found = run_on_own_data(tmp_path, "03_crossview", layout, "-p", "layout", layout, "-p", "own_split", split, "-p", "n_val", 8, "-p", "batch", 4)
     assert {f"crossview.{m}.{split}.s1.r1" for m in ("siamese", "safa", "safa_polar")} <= set(found)
     assert ("crossview.grid.plain.hit_published" in found) == ("crossview.grid.plain.within_50m" in found) == (layout == "vigor")
     assert not any(m.startswith(("crossview.offset", "crossview.moment", "crossview.earth")) for m in found), "these need the renderer"
 
 
 def test_chapters_04_and_05_run_on_a_tree_of_vigor_s_form(tmp_path):
-    found = run_on_own_data(tmp_path / "four", "04_pretraining", "vigor", "-p", "batch", 4, "-y", "tables: ['4.4', '4.6']")
+    found = run_on_own_data(tmp_path / "four", "04_pretraining", "vigor", "-p", "layout", "vigor", "-p", "batch", 4, "-y", "tables: ['4.4', '4.6']")
     wanted = {f"pretraining.siamese.cross.s{n}.r1" for n in range(1, 8)} | {"pretraining.siamese.swapped.s6.r1pct"}
     assert wanted <= set(found) and not any("earth" in m or "leak" in m for m in found)
-    found = run_on_own_data(tmp_path / "five", "05_distribution", "vigor", "-p", "batch", 4, "-y", "splits: [cross]")
+    found = run_on_own_data(tmp_path / "five", "05_distribution", "vigor", "-p", "layout", "vigor", "-p", "batch", 4, "-y", "splits: [cross]")
     assert {"distribution.cross.s7.uniformity_all", "distribution.siamese.cross.s2.alpha_0p1.r5", "distribution.unified.printed.r1"} <= set(found)
+
+
+def test_chapters_08_and_09_run_on_trees_of_patterncom_s_and_freedom_s_form(tmp_path):
+    found = run_on_own_data(tmp_path / "eight", "08_composed", "patterncom")
+    assert {f"attributes.weicom_0p5.{a}" for a in ("color", "context", "density", "existence", "quantity", "shape", "avg")} <= set(found)
+    assert not any(m.startswith("attributes.clip") for m in found), "no caption is known of a reader's images"
+    found = run_on_own_data(tmp_path / "nine", "09_domains", "freedom", "-y", "worlds: [ltll]")
+    assert {"domains.ltll.freedom.avg", "domains.ltll.freedom.New", "domains.ltll.memory_database", "domains.ltll.oracle"} <= set(found)

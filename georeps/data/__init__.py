@@ -1,4 +1,4 @@
-"""The embedded worlds (earth, city) and readers of files (images) and of official data sets (folders).
+"""The embedded worlds (earth, city, patterns) and readers of files (images) and of official data sets (folders, compositions).
 
 What a world builds is stored once, by content hash, under `GEOREPS_CACHE` (default: the user's cache folder), and
 opened memory-mapped ever after; deleting the folder costs only time.
