@@ -4,7 +4,8 @@ The package holds what the chapters of the book share; read it from the left:
 
     sphere, losses, pooling      points on S2; training objectives; feature map -> vector
     search                       exact nearest neighbours and ranks
-    encoders, moco, vmf          image -> feature map -> descriptor; MoCo v2; densities on the circle
+    encoders, moco               image -> feature map -> descriptor; MoCo v2
+    flow, vmf                    densities on S2: flows and diffusion, von Mises-Fisher and its mixtures
     metrics                      ranks, scores and distances -> the numbers of the papers
     crossview                    Siamese-VGG and SAFA, the two-branch models; polar transform; their training step
     composed                     WeiCom, FreeDom, BASIC: an image and a text ask together

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from georeps import losses, metrics
+from georeps import losses, metrics, sphere, vmf
 
 
 def test_recall_counts_ranks_below_k():
@@ -119,3 +119,35 @@ def test_utilization_is_the_mean_squared_distance_to_the_closest_training_row():
     unit_test, unit_train = (x / x.norm(dim=1, keepdim=True) for x in (test, train))
     expected = torch.cdist(unit_test, unit_train).square().min(dim=1).values.mean()
     assert metrics.utilization(test, train) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_prdc_of_the_same_points_is_perfect_and_of_far_ones_nothing():
+    real = sphere.uniform(60, generator=torch.Generator().manual_seed(0))
+    same = metrics.prdc(real, real.clone())
+    assert same.precision == same.recall == same.coverage == 1
+    pole = torch.nn.functional.normalize(torch.tensor([0.0, 0, 1]) + 1e-3 * torch.randn(60, 3, generator=torch.Generator().manual_seed(1)), dim=1)
+    far = metrics.prdc(pole, -pole)
+    assert far == (0, 0, 0, 0)
+    collapsed = metrics.prdc(real, real[:1] + 1e-4 * torch.randn(60, 3, generator=torch.Generator().manual_seed(2)))
+    assert collapsed.precision == 1 and collapsed.coverage < 0.2 and collapsed.density > 0.3
+
+
+def test_prdc_by_hand_on_the_equator(unchecked):
+    real, fake = (sphere.from_latlon(torch.tensor([[0.0, d] for d in degrees])) for degrees in ((0, 1, 10, 11), (0.5, 30, 31, 32)))
+    found = metrics.prdc(real, fake, k=1)  # balls of 1 degree around the real points; 29.5, 1, 1 and 1 around the fake ones
+    assert found.precision == 0.25 and found.density == 0.5 and found.coverage == 0.5 and found.recall == 1
+    with pytest.raises(ValueError, match="expected more than k = 3"):
+        metrics.prdc(real[:3], fake)
+
+
+def test_the_mass_denser_than_the_truth_is_uniform_for_a_true_density():
+    draw = torch.Generator().manual_seed(0)
+    grid = sphere.fibonacci(4000)
+    mean = sphere.uniform(1, generator=draw)
+    density = vmf.log_prob(grid, mean.expand_as(grid), torch.full((4000,), 20.0))
+    truth = vmf.sample(mean.expand(2000, 3), torch.full((2000,), 20.0), generator=draw)
+    at = vmf.log_prob(truth, mean.expand(2000, 3), torch.full((2000,), 20.0))
+    mass, area = metrics.denser_than_truth(density.expand(2000, -1), at)
+    for level in (0.1, 0.5, 0.9):
+        assert float((mass <= level).double().mean()) == pytest.approx(level, abs=0.03)
+    assert float(area.max()) < 1 and float(area.median()) < 0.05
