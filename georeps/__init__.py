@@ -9,7 +9,7 @@ The package holds what the chapters of the book share; read it from the left:
     metrics                      ranks, scores and distances -> the numbers of the papers
     crossview                    Siamese-VGG and SAFA, the two-branch models; polar transform; their training step
     composed                     WeiCom, FreeDom, BASIC: an image and a text ask together
-    data                         earth, city and patterns, the embedded worlds; images, folders, compositions, the readers of files; export
+    data                         earth, city and patterns, the embedded worlds; images, folders, compositions, located, the readers of files; export
     train, plots, study          the training loop, every figure, records / tables / claims
     pretraining, clip            the starts of the thesis's Table 3.1; the small CLIP; both stored by content
     slider                       a page element that weighs an image against a word
