@@ -84,6 +84,8 @@ rule gather:
 
 rule clip:
     # the small CLIP of the embedded worlds, once for all chapters and seeds that ask it; it lies stored by content
+    input:
+        PACKAGE,
     output:
         touch("book/runs/{profile}/clip.done"),
     params:

@@ -8,6 +8,7 @@ transformer layers of text, trained on captions of `data.patterns`; where it was
 
 import functools
 import hashlib
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ def published(checkpoint: Path | str, *, architecture: str = "ViT-L-14", activat
         model, _ = open_clip.create_model_from_pretrained(
             architecture.removesuffix("-quickgelu"), pretrained=str(checkpoint), force_quick_gelu=activation == "quickgelu", device=device
         )
-    except (RuntimeError, AssertionError, KeyError, AttributeError, TypeError) as error:
+    except (RuntimeError, AssertionError, KeyError, AttributeError, TypeError, EOFError, pickle.UnpicklingError) as error:
         first = " ".join(str(error).split())[:300]
         raise ValueError(f"checkpoint: expected the weights of {architecture}, found a file {checkpoint} that does not fit: {first}") from error
     size = model.visual.image_size

@@ -29,7 +29,7 @@ class Queries:
     """What is asked and what would be right: query i shows image `image[i]`, says `text[i]`, and is answered by `positives[i]`.
 
     `image` points into the images that a benchmark lists, `positives` into its gallery; `group` and `value` are what results are
-    averaged over (an attribute and a value, a source and a target domain).
+    averaged over (an attribute and the query's own class and value; a source and a target domain).
     """
 
     image: Int64[Tensor, "q"]
@@ -159,7 +159,7 @@ def proxies(
 
     "memory", the paper: the k nearest of the visual memory, the query among them only if it lies there. "always": the query itself takes
     the first slot. "batch", the published code: as "always", but only if the least of the batch's best similarities is below 0.98, so
-    that one stranger among the queries changes them all.
+    that one stranger among the queries changes them all; the published batch is the queries of one source domain.
     """
     if own not in ("memory", "always", "batch"):
         raise ValueError(f"own: expected 'memory', 'always' or 'batch', found {own!r}")
@@ -251,17 +251,17 @@ class Basic:
         image_mean, text_mean = self.images.mean(0), self.subjects.mean(0)
         x, y, t = gallery - image_mean, images - image_mean, texts - text_mean
         projection = self._projection(text_mean)
-        if self.expansion:
-            near = search.topk(y @ projection, x, min(self.expansion, len(x)))
-            weight = torch.cat([near.scores, torch.ones(len(y), 1)], dim=1).mul(0.1).softmax(dim=1)
-            y = (torch.cat([x[near.index], y[:, None]], dim=1) * weight[..., None]).sum(1)
-        y = y @ projection
+        near = search.topk(y @ projection, x, min(self.expansion, len(x))) if self.expansion else None
         calm = self.images[:: max(1, len(self.images) // 1000)] - image_mean
         least_image = float((calm @ calm.T).min())
         least_text = float(((self.subjects - text_mean) @ calm.T).min())
 
         def block(rows: slice) -> Tensor:
-            by_image = ((y[rows] @ x.T - least_image) / abs(least_image)).clamp(min=0)
+            own = y[rows]
+            if near is not None:
+                weight = F.pad(near.scores[rows], (0, 1), value=1.0).mul(0.1).softmax(dim=1)
+                own = (torch.cat([x[near.index[rows]], own[:, None]], dim=1) * weight[..., None]).sum(1)
+            by_image = ((own @ projection @ x.T - least_image) / abs(least_image)).clamp(min=0)
             by_text = ((t[rows] @ x.T - least_text) / abs(least_image)).clamp(min=0)
             return by_image * by_text - self.harris * (by_image + by_text) ** 2
 

@@ -212,6 +212,17 @@ def compare(paper: pd.DataFrame, found: list[Record]) -> pd.DataFrame:
     return table
 
 
+def spread(compared: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What `compare` gives as the paper prints it: table -> rows by columns, each cell "paper | here"; "-" where nothing was run."""
+    here = compared.here.replace("not run", "-").str.replace(r"\s*\(n=\d+\)", "", regex=True)
+    cells = compared.assign(cell=compared.paper.astype(str) + " | " + here)
+    found = {}
+    for name, part in cells.groupby("table", sort=False):
+        wide = part.pivot_table(index="row", columns="column", values="cell", aggfunc="first", sort=False)
+        found[name] = wide.fillna("").rename_axis(columns=None)
+    return found
+
+
 def claims(path: Path | str, found: list[Record]) -> pd.DataFrame:
     """The ledger, evaluated: a line a claim with margin, its 95% paired bootstrap interval over seeds, n and verdict.
 

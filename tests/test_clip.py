@@ -68,6 +68,10 @@ def test_a_checkpoint_of_another_architecture_and_other_mistakes_are_named(tiny,
         clip.published(path, architecture="ViT-Z", activation="gelu")
     with pytest.raises(ValueError, match="activation: expected 'gelu' or 'quickgelu'"):
         clip.published(path, architecture="georeps-tiny", activation="relu")
+    for content in (b"", b"no checkpoint"):
+        (tmp_path / "bad.pt").write_bytes(content)
+        with pytest.raises(ValueError, match="expected the weights of georeps-tiny, found a file .*bad.pt that does not fit"):
+            clip.published(tmp_path / "bad.pt", architecture="georeps-tiny", activation="gelu")
     with pytest.raises(FileNotFoundError, match="checkpoint: expected a state dict of ViT-L-14, found no file"):
         clip.published(tmp_path / "none.pt", activation="gelu")
 

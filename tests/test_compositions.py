@@ -45,6 +45,7 @@ def test_relevance_is_the_value_and_the_merged_class():
 def test_the_number_of_queries_is_that_of_table_5_1():
     tiles = [patterns.Tile(f, v, scene=i) for f, (_, counts) in patterns.COUNTS.items() for v, n in counts.items() for i in range(n)]
     q = compositions.attribute_queries(compositions.names_of(tiles), compositions.rows_of(tiles))
+    assert set(q.value) >= {"airplane white", "parking with cars", "roadpass water"}
     assert len(q) > 21_000 and q.group.count("density") == 1600 and q.group.count("existence") == 3200
 
 
@@ -128,6 +129,48 @@ def test_freedom_s_lists_are_read_in_both_forms(tmp_path):
             compositions.read_conversion_list(path, ("New", "Old"))
 
 
+PUBLISHED = {  # lines as the published lists have them
+    "ltll/full_files.csv": "ltll/New/images/TajMahal/tajwater1024.jpg New TajMahal\nltll/Old/images/TajMahal/a.jpg Old TajMahal\n",
+    "minidn/query_files.csv": "minidn/clipart/aircraft_carrier/clipart_001_000014.jpg clipart aircraft_carrier\nminidn/sketch/zebra/sketch_344_000127.jpg sketch zebra",
+    "minidn/database_files.csv": "minidn/real/zebra/real_344_000001.jpg real zebra\n",
+    "nico/query_files.csv": "nico/dim/bear/dim_000001.jpg dim bear\n",
+    "nico/database_files.csv": "nico/autumn/bear/autumn_000002.jpg autumn bear\n",
+    "imagenet_r/imgnet_targets.txt": "./imgnet/imagenet-r/n01443537/art_0.jpg 1 \n./imgnet/real/n01443537/ILSVRC2012_val_00000236.JPEG 6001 \n./imgnet/imagenet-r/n01443537/toy_0.jpg 2001 \n",
+    "imagenet_r/imgnet_real_query.txt": "./imgnet/real/n01443537/ILSVRC2012_val_00000236.JPEG 1 \n",
+    "imagenet_r/label_names.csv": "tench\ngoldfish\n",
+}
+
+
+@pytest.mark.parametrize(("name", "queries", "called"), [("ltll", 2, "TajMahal"), ("minidn", 6, "aircraft carrier"), ("nico", 5, "bear"), ("imagenet_r", 12, "goldfish")])
+def test_lines_of_the_published_lists_are_read(tmp_path, name, queries, called):
+    for path, text in PUBLISHED.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+        for line in text.splitlines() if not path.endswith("names.csv") else ():
+            image = tmp_path / line.split()[0]
+            image.parent.mkdir(parents=True, exist_ok=True)
+            image.touch()
+    bench = compositions.conversion(tmp_path, name)
+    assert len(bench.queries) == queries and bench.called[0] == called
+    if name == "imagenet_r":  # the photograph is listed once, as 6001, and is no cartoon
+        assert len(bench.images) == 3 and bench.queries.group.count("cartoon") == 4 and bench.queries.group.count("real") == 4
+        answered = [(g, v) for g, v, p in zip(bench.queries.group, bench.queries.value, bench.queries.positives, strict=True) if len(p)]
+        assert len(answered) == 6 and ("real", "toy") in answered
+    if name == "nico":
+        assert "autumn" in bench.queries.text and "dimlight" not in bench.queries.text
+
+
+def test_words_are_read_as_csv_and_an_empty_line_is_named(tmp_path):
+    path = tmp_path / "words.csv"
+    path.write_text("'Nduja\n\"Fiat 500 \"\"topolino\"\"\"\n\u017bubr\u00f3wka\n", encoding="utf-8")
+    assert compositions.read_words(path) == ["'Nduja", 'Fiat 500 "topolino"', "\u017bubr\u00f3wka"]
+    path.write_text("a\n\nb\n")
+    with pytest.raises(ValueError, match="line 2: expected a word"):
+        compositions.read_words(path)
+    with pytest.raises(FileNotFoundError, match="expected words"):
+        compositions.read_words(tmp_path / "none.csv")
+
+
 def test_a_conversion_tree_is_read(tmp_path):
     rows = [f"ltll/{d}/{c}{i}.jpg {d} {c}" for d in ("New", "Old") for c in ("bath", "forum") for i in (1, 2)]
     (tmp_path / "ltll").mkdir()
@@ -162,6 +205,9 @@ def test_free_form_trees_are_read(tmp_path):
     assert [b.queries.positives[0].tolist() for b in (fiq, cirr, circo)] == [[1], [1], [1, 2]]
     put(tmp_path / "cirr/cirr/captions/cap.rc2.val.json", [{"reference": "d9", "target_hard": "d1", "caption": "x"}])
     with pytest.raises(ValueError, match="found 1 that are not: d9"):
+        compositions.cirr(tmp_path / "cirr")
+    put(tmp_path / "cirr/cirr/captions/cap.rc2.val.json", [{"reference": "d0", "caption": "x"}])
+    with pytest.raises(ValueError, match="entry 0: expected keys .* none named target_hard"):
         compositions.cirr(tmp_path / "cirr")
     put(tmp_path / "cirr/cirr/captions/cap.rc2.val.json", "[{")
     with pytest.raises(ValueError, match="line 1: expected JSON"):

@@ -35,6 +35,13 @@ def test_training_tiles_show_no_held_out_combination_and_no_scene_of_another_wor
     assert not {t.scene for t in tiles} & {t.scene for t in others}
 
 
+def test_a_folder_that_always_shows_a_value_is_never_trained_on_without_one():
+    """A river is curved or straight: one without a value would show the held-out shape under no name."""
+    assert not [t for t in patterns.training(16) if t.value is None and patterns.complete(t.folder)]
+    assert not [t for t in patterns.benchmark(scale=0.02) if t.value is None and patterns.complete(t.folder)]
+    assert {"river", "harbor", "crosswalk", "bridge"} < {f for f in patterns.FOLDERS if patterns.complete(f)}
+
+
 def test_a_held_out_value_is_spoken_of_elsewhere():
     shown = Counter(t.value for t in patterns.training(16))
     assert all(shown[value] for _, value in patterns.HELD_OUT)

@@ -347,7 +347,7 @@ def river(r, value):
     """Water between sandy banks, curved or straight."""
     s = Scene(r, str(r.choice(["field", "grass", "soil"])))
     x = np.linspace(-0.6, 1.6, 40)
-    bend = r.uniform(0.16, 0.26) * np.sin(x * r.uniform(4.5, 6.5) + r.uniform(0, 6)) if value == "curved" else 0 * x
+    bend = r.uniform(0.16, 0.26) * np.sin(x * r.uniform(4.5, 6.5) + r.uniform(0, 6)) if value != "straight" else 0 * x
     s.trees(16)
     line = np.stack([x, 0.5 + bend], 1)
     s.item("river")

@@ -32,7 +32,7 @@ IMAGE_NAME = re.compile(r"([a-z]+)(\d{3,4})\.jpg")
 WORDS = {  # how a domain is called in the query text (FreeDom)
     "imagenet_r": {"cartoon": "cartoon", "origami": "origami", "toy": "toy", "sculpture": "sculpture", "real": "photo"},
     "minidn": {"clipart": "clipart", "painting": "painting", "real": "photo", "sketch": "sketch"},
-    "nico": {d: d for d in ("autumn", "dimlight", "grass", "outdoor", "rock", "water")},
+    "nico": {"autumn": "autumn", "dim": "dimlight", "grass": "grass", "outdoor": "outdoor", "rock": "rock", "water": "water"},
     "ltll": {"New": "today", "Old": "archive"},
 }  # fmt: skip
 IMAGENET_R = ("cartoon", "origami", "toy", "sculpture")  # domain of an id below 4000: id // 1000; what is above is real
@@ -46,6 +46,7 @@ class Benchmark:
     gallery: list[Path]
     queries: composed.Queries
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    called: list[str] = field(default_factory=list)  # what a person calls the class of each image to ask with, where the data says
 
 
 # --- PatternCom ---
@@ -63,7 +64,8 @@ def attribute_queries(names: Sequence[str], rows: Sequence[tuple[str, str, str]]
     """PatternCom's queries: each annotated image with each other value that its class has of the attribute.
 
     `names` is the gallery, `rows` are (file, attribute, value). Right is what the attribute's rows list with the asked value and the
-    query's merged class; all else is wrong, images without annotation included. The query stays in the gallery, where it is wrong.
+    query's merged class; all else is wrong, images without annotation included. The query stays in the gallery, where it is wrong. The
+    `group` of a query is the attribute, its `value` its class and own value.
     """
     place = {name: i for i, name in enumerate(names)}
     lost = sorted({file for file, _, _ in rows} - set(place))
@@ -73,13 +75,12 @@ def attribute_queries(names: Sequence[str], rows: Sequence[tuple[str, str, str]]
     for file, attribute, value in rows:
         shown[attribute, merged_class(file)][value].append(place[file])
     found = []
-    for (attribute, _), by_value in shown.items():
+    for (attribute, label), by_value in shown.items():
         positives = {value: torch.tensor(index) for value, index in by_value.items()}
         for own, index in by_value.items():
-            found += [(i, value, positives[value], attribute) for i in index for value in by_value if value != own]
+            found += [(i, value, positives[value], attribute, f"{label} {own}") for i in index for value in by_value if value != own]
     return composed.Queries(
-        torch.tensor([i for i, _, _, _ in found], dtype=torch.int64), [v for _, v, _, _ in found], [p for _, _, p, _ in found],
-        [a for _, _, _, a in found], [v for _, v, _, _ in found],
+        torch.tensor([row[0] for row in found], dtype=torch.int64), *([row[i] for row in found] for i in (1, 2, 3, 4))
     )  # fmt: skip
 
 
@@ -207,7 +208,7 @@ def conversion(root: Path | str, name: str, *, missing: Literal["error", "drop"]
     """
     if name not in WORDS:
         raise ValueError(f"name: expected one of {', '.join(WORDS)}, found {name!r}")
-    lists = {"imagenet_r": ("imgnet_real_query.txt", "imgnet_targets.txt"), "ltll": ("full_files.csv",)}
+    lists = {"imagenet_r": ("imgnet_targets.txt",), "ltll": ("full_files.csv",)}  # the other ImageNet list repeats its photographs under other numbers
     domains = tuple(WORDS[name])
     if name in lists:
         gallery = [row for file in lists[name] for row in read_conversion_list(Path(root) / name / file, domains)]
@@ -218,7 +219,22 @@ def conversion(root: Path | str, name: str, *, missing: Literal["error", "drop"]
     _check_missing(root, sorted(absent), missing)
     asked, gallery = ([row for row in rows if row[0] not in absent] for rows in (asked, gallery))
     queries = conversion_queries([(c, d) for _, d, c in asked], [(c, d) for _, d, c in gallery], WORDS[name])
-    return Benchmark([Path(root) / p for p, _, _ in asked], [Path(root) / p for p, _, _ in gallery], queries, {"missing": sorted(absent)})
+    called = [c.replace("_", " ") for _, _, c in asked]
+    if name == "imagenet_r":
+        names = read_words(Path(root) / name / "label_names.csv")
+        called = [names[int(c)] for c in called]
+    return Benchmark([Path(root) / p for p, _, _ in asked], [Path(root) / p for p, _, _ in gallery], queries, {"missing": sorted(absent)}, called)
+
+
+def read_words(path: Path | str) -> list[str]:
+    """A text memory or a list of names: the first column of a CSV without header, UTF-8 (Open Images V7's class names, 20,931 lines)."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: expected words, one a line, found no file")
+    with open(path, newline="", encoding="utf-8") as handle:
+        words = [row[0].strip() if row else "" for row in csv.reader(handle)]
+    if not words or "" in words:
+        raise ValueError(f"{path}, line {words.index('') + 1 if words else 1}: expected a word, found none")
+    return words
 
 
 # --- free-form text ---
@@ -230,6 +246,7 @@ def fashion_iq(root: Path | str, kind: Literal["dress", "shirt", "toptee"], *, m
     names = _json(root / "image_splits" / f"split.{kind}.val.json", list)
     rows = _json(root / "captions" / f"cap.{kind}.val.json", list)
     suffix = ".jpg" if any((root / "images").glob("*.jpg")) else ".png"
+    _has(rows, ("candidate", "captions", "target"), root / "captions" / f"cap.{kind}.val.json")
     asked = [(r["candidate"], " and ".join(c.strip() for c in r["captions"]), [r["target"]]) for r in rows]
     return _free(root, {name: root / "images" / f"{name}{suffix}" for name in names}, asked, kind, missing)
 
@@ -239,6 +256,7 @@ def cirr(root: Path | str, *, missing: Literal["error", "drop"] = "error") -> Be
     root = Path(root)
     names = _json(root / "cirr" / "image_splits" / "split.rc2.val.json", dict)
     rows = _json(root / "cirr" / "captions" / "cap.rc2.val.json", list)
+    _has(rows, ("reference", "caption", "target_hard"), root / "cirr" / "captions" / "cap.rc2.val.json")
     asked = [(r["reference"], r["caption"], [r["target_hard"]]) for r in rows]
     return _free(root, {name: root / file for name, file in names.items()}, asked, "cirr", missing)
 
@@ -249,6 +267,7 @@ def circo(root: Path | str, *, missing: Literal["error", "drop"] = "error") -> B
     coco = root / "COCO2017_unlabeled"
     listed = _json(coco / "annotations" / "image_info_unlabeled2017.json", dict)["images"]
     rows = _json(root / "annotations" / "val.json", list)
+    _has(rows, ("reference_img_id", "relative_caption", "gt_img_ids"), root / "annotations" / "val.json")
     asked = [(r["reference_img_id"], r["relative_caption"], r["gt_img_ids"]) for r in rows]
     return _free(root, {r["id"]: coco / "unlabeled2017" / r["file_name"] for r in listed}, asked, "circo", missing)
 
@@ -278,6 +297,13 @@ def _json(path: Path, kind: type) -> Any:
     if not isinstance(found, kind):
         raise ValueError(f"{path}: expected a JSON {kind.__name__}, found {type(found).__name__}")
     return found
+
+
+def _has(rows: list[dict], keys: Sequence[str], path: Path) -> None:
+    for i, row in enumerate(rows):
+        lacking = [k for k in keys if k not in row]
+        if lacking:
+            raise ValueError(f"{path}, entry {i}: expected keys {', '.join(keys)}, found none named {', '.join(lacking)}")
 
 
 def _check_missing(root: Path | str, names: list[str], missing: str) -> None:
