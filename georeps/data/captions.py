@@ -36,7 +36,8 @@ PARTS = {  # what else is in sight
     "forest": ("trees", "canopy"), "freeway": ("lanes",), "golf_course": ("bunker", "trees"), "harbor": ("quay", "jetty", "water"),
     "intersection": ("street", "houses"), "mobile_home_park": ("trailers",), "nursing_home": ("lawn", "building"), "oil_well": ("pump",),
     "overpass": ("lanes", "highway"), "railway": ("sleepers",), "river": ("bank", "water"), "runway": ("tarmac", "concrete"),
-    "shipping_yard": ("cargo", "concrete"), "solar_panel": ("rows",), "storage_tank": ("ladder", "round"), "swimming_pool": ("deck chair",), "tennis_court": ("net", "lines"),
+    "shipping_yard": ("cargo", "concrete"), "solar_panel": ("rows",),
+    "storage_tank": ("ladder", "round"), "swimming_pool": ("deck chair",), "tennis_court": ("net", "lines"),
     "transformer_station": ("gantry",), "wastewater_treatment_plant": ("basin", "round"), "dense_residential": ("roofs",),
     "sparse_residential": ("trees", "roofs"), "parking_lot": ("stalls",), "parking_space": ("stalls",),
 }  # fmt: skip
