@@ -95,7 +95,7 @@ rule clip:
         gpu=lambda w: int(w.profile == "gpu"),
     shell:
         "OMP_NUM_THREADS={threads} GEOREPS_SCRATCH=book/runs/scratch/clip {PYTHON:q} -c"
-        " \"from georeps import clip, study; clip.small(device=study.pick_device('auto'), **{params.settings})\""
+        " \"from georeps import clip, study; clip.small(device=study.pick_device('auto'), **{params.settings})\" && rm -rf book/runs/scratch/clip"
 
 
 rule chapter:

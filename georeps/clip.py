@@ -167,8 +167,10 @@ def small(*, tiles: int, epochs: int, seed: int = 0, batch: int = 128, lr: float
 
 def zero_shot(clip: Clip, features: Float[Tensor, "n d"], labels: Sequence[str], names: Sequence[str]) -> float:
     """Share of images whose own name is the best of `names` by cosine; chance is 1 / len(names)."""
+    if not len(labels):
+        raise ValueError("labels: expected the names of at least one image, found none")
     best = (features @ clip.texts([f"an aerial photo of {n}" for n in names]).T).argmax(1).tolist()
-    return sum(names[b] == label for b, label in zip(best, labels, strict=True)) / max(1, len(labels))
+    return sum(names[b] == label for b, label in zip(best, labels, strict=True)) / len(labels)
 
 
 @functools.cache

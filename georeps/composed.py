@@ -302,6 +302,8 @@ class Judged:
 
 def judge(scores: Scores, positives: Sequence[Int64[Tensor, "_"]], *, ks: Sequence[int] = (10, 50), block: int = 256) -> Judged:
     """Rank every gallery image for every query, a block of queries at a time; a positive tied with others is placed after them."""
+    if not len(positives):
+        raise ValueError("positives: expected those of at least one query, found none")
     parts = []
     for start in range(0, len(positives), block):
         places = metrics.hit_places(scores(slice(start, start + block)), positives[start : start + block])

@@ -214,6 +214,9 @@ def compare(paper: pd.DataFrame, found: list[Record]) -> pd.DataFrame:
 
 def spread(compared: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """What `compare` gives as the paper prints it: table -> rows by columns, each cell "paper | here"; "-" where nothing was run."""
+    twice = compared[compared.duplicated(["table", "row", "column"])]
+    if len(twice):
+        raise ValueError(f"compared: expected one number a table, row and column, found two for {', '.join(twice.iloc[0, :3])}")
     here = compared.here.replace("not run", "-").str.replace(r"\s*\(n=\d+\)", "", regex=True)
     cells = compared.assign(cell=compared.paper.astype(str) + " | " + here)
     found = {}

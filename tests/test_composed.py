@@ -145,6 +145,8 @@ def test_empty_memories_and_missing_words_are_errors(unchecked):
         composed.proxies(features(2), torch.zeros(0, 12), 3)
     with pytest.raises(ValueError, match="found: expected words for each of 2 texts, found 1"):
         composed.freedom([[("a", 1.0)], []], ["x", "y"], encode)
+    with pytest.raises(ValueError, match="positives: expected those of at least one query"):
+        composed.judge(composed.feature_scores(features(2), features(3)), [])
     with pytest.raises(ValueError, match="m: expected at least 1"):
         composed.text_labels([["a"]], 0)
 

@@ -135,7 +135,8 @@ PUBLISHED = {  # lines as the published lists have them
     "minidn/database_files.csv": "minidn/real/zebra/real_344_000001.jpg real zebra\n",
     "nico/query_files.csv": "nico/dim/bear/dim_000001.jpg dim bear\n",
     "nico/database_files.csv": "nico/autumn/bear/autumn_000002.jpg autumn bear\n",
-    "imagenet_r/imgnet_targets.txt": "./imgnet/imagenet-r/n01443537/art_0.jpg 1 \n./imgnet/real/n01443537/ILSVRC2012_val_00000236.JPEG 6001 \n./imgnet/imagenet-r/n01443537/toy_0.jpg 2001 \n",
+    "imagenet_r/imgnet_targets.txt": "./imgnet/imagenet-r/n01443537/art_0.jpg 1 \n"
+    "./imgnet/real/n01443537/ILSVRC2012_val_00000236.JPEG 6001 \n./imgnet/imagenet-r/n01443537/toy_0.jpg 2001 \n",
     "imagenet_r/imgnet_real_query.txt": "./imgnet/real/n01443537/ILSVRC2012_val_00000236.JPEG 1 \n",
     "imagenet_r/label_names.csv": "tench\ngoldfish\n",
 }

@@ -77,8 +77,11 @@ def test_inat_names_the_images_that_have_no_coordinates(tmp_path):
     (tmp_path / "val" / "a.jpg").touch()
     found = located.inat21(tmp_path, "val")
     assert found.names == ["val/a.jpg"] and found.left_out["no coordinates"] == ["val/b.jpg"]
-    (tmp_path / "val.json").write_text(json.dumps({"images": [rows[0] | {"longitude": 200}]}))
-    with pytest.raises(ValueError, match="val.json, image 0: expected a longitude"):
+    (tmp_path / "val.json").write_text(json.dumps({"images": [rows[1], rows[0] | {"longitude": 200}]}))
+    with pytest.raises(ValueError, match="val.json, image 1: expected a longitude"):  # counted as the file counts
+        located.inat21(tmp_path, "val")
+    (tmp_path / "val.json").write_text(json.dumps({"pictures": []}))
+    with pytest.raises(ValueError, match="expected a JSON dict with images"):
         located.inat21(tmp_path, "val")
 
 
@@ -118,7 +121,8 @@ def test_shards_give_embeddings_places_and_labels(tmp_path):
     found = located.shards(tmp_path)
     assert found.names == ["0", "1", "2"] and found.embedding[:, 0].tolist() == [0, 1, 2]
     assert found.labels["country"] == ["SN"] * 3 and found.labels["city"] == [None] * 3
-    for vector, match in ((np.full(4, np.nan, np.float32), "sample 9: expected a finite embedding of 4 channels, found 4, 4 not"), (np.zeros(5), "found 5, 0 not finite")):
+    wrong = {"sample 9: expected a finite embedding of 4 channels, found 4, 4 not": np.full(4, np.nan, np.float32), "found 5, 0 not finite": np.zeros(5)}
+    for match, vector in wrong.items():
         write_shard(tmp_path / "02.tar", [("9", {"json": told, "street_clip.npy": packed(vector)})])
         with pytest.raises(ValueError, match=match):
             located.shards(tmp_path)

@@ -190,3 +190,13 @@ def test_gather_writes_one_line_a_value(results):
     write({0: {"a": 1.0, "b": 2.0}, 1: {"a": 3.0}})
     table = pd.read_csv(study.gather("smoke"))
     assert table[["metric", "value"]].to_numpy().tolist() == [["a", 1.0], ["b", 2.0], ["a", 3.0]]
+
+
+def test_a_table_is_spread_as_the_paper_prints_it_and_no_number_is_lost(unchecked):
+    rows = [("5.2", "Text", "color", 13.5, "14.2\u00a0±\u00a03.6 (n=3)", "laptop"), ("5.2", "Text", "shape", 6.2, "not run", ""), ("5.3", "0.1", "color", 55.3, "1.0 (n=1)", "laptop")]
+    compared = pd.DataFrame(rows, columns=["table", "row", "column", "paper", "here", "where"])
+    found = study.spread(compared)
+    assert list(found) == ["5.2", "5.3"] and list(found["5.2"].columns) == ["color", "shape"]
+    assert found["5.2"].loc["Text"].tolist() == ["13.5 | 14.2\u00a0±\u00a03.6", "6.2 | -"]
+    with pytest.raises(ValueError, match="found two for 5.2, Text, color"):
+        study.spread(pd.concat([compared, compared[:1]]))

@@ -94,12 +94,18 @@ def inat21(root: Path | str, part: Literal["train", "val"], *, missing: Literal[
     root, path = Path(root), Path(root) / f"{part}.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected annotations, found no file")
-    rows = json.loads(path.read_text(encoding="utf-8"))["images"]
-    known = [r for r in rows if r.get("latitude") is not None and r.get("longitude") is not None]
-    latlon = [_at(path, i, r["latitude"], r["longitude"], "image") for i, r in enumerate(known)]
-    files = [root / r["file_name"] if (root / r["file_name"]).is_file() else None for r in known]
-    found = _kept(root, [r["file_name"] for r in known], latlon, files, {}, missing)
-    found.left_out["no coordinates"] = [r["file_name"] for r in rows if r.get("latitude") is None or r.get("longitude") is None]
+    told = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(told, dict) or not all("file_name" in r for r in told.get("images", [{}])):
+        raise ValueError(f"{path}: expected a JSON dict with images that have a file_name, found another")
+    names, latlon, nowhere = [], [], []
+    for i, row in enumerate(told["images"]):
+        if row.get("latitude") is None or row.get("longitude") is None:
+            nowhere.append(row["file_name"])
+            continue
+        names.append(row["file_name"])
+        latlon.append(_at(path, i, row["latitude"], row["longitude"], "image"))
+    found = _kept(root, names, latlon, [root / n if (root / n).is_file() else None for n in names], {}, missing)
+    found.left_out["no coordinates"] = nowhere
     return found
 
 
