@@ -204,6 +204,9 @@ def test_free_form_trees_are_read(tmp_path):
     fiq, cirr, circo = compositions.fashion_iq(tmp_path / "fiq", "dress"), compositions.cirr(tmp_path / "cirr"), compositions.circo(tmp_path / "circo")
     assert (fiq.queries.text, cirr.queries.text, circo.queries.text) == (["is red and longer"], ["two dogs"], ["in snow"])
     assert [b.queries.positives[0].tolist() for b in (fiq, cirr, circo)] == [[1], [1], [1, 2]]
+    (tmp_path / "cirr/dev/d0.png").unlink()
+    dropped = compositions.cirr(tmp_path / "cirr", missing="drop")
+    assert len(dropped.queries) == 0 and dropped.left_out == {"missing": ["d0"], "queries": ["two dogs"]}
     put(tmp_path / "cirr/cirr/captions/cap.rc2.val.json", [{"reference": "d9", "target_hard": "d1", "caption": "x"}])
     with pytest.raises(ValueError, match="found 1 that are not: d9"):
         compositions.cirr(tmp_path / "cirr")

@@ -193,7 +193,8 @@ def test_gather_writes_one_line_a_value(results):
 
 
 def test_a_table_is_spread_as_the_paper_prints_it_and_no_number_is_lost(unchecked):
-    rows = [("5.2", "Text", "color", 13.5, "14.2\u00a0±\u00a03.6 (n=3)", "laptop"), ("5.2", "Text", "shape", 6.2, "not run", ""), ("5.3", "0.1", "color", 55.3, "1.0 (n=1)", "laptop")]
+    rows = [("5.2", "Text", "color", 13.5, "14.2\u00a0±\u00a03.6 (n=3)", "laptop")]
+    rows += [("5.2", "Text", "shape", 6.2, "not run", ""), ("5.3", "0.1", "color", 55.3, "1.0 (n=1)", "laptop")]
     compared = pd.DataFrame(rows, columns=["table", "row", "column", "paper", "here", "where"])
     found = study.spread(compared)
     assert list(found) == ["5.2", "5.3"] and list(found["5.2"].columns) == ["color", "shape"]

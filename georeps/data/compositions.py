@@ -284,7 +284,8 @@ def _free(root: Path, files: dict[Any, Path], asked: list[tuple[Any, str, list]]
     queries = composed.Queries(
         torch.tensor([i for i, _, _ in kept], dtype=torch.int64), [t for _, t, _ in kept], [p.long() for _, _, p in kept], [group] * len(kept), [group] * len(kept)
     )  # fmt: skip
-    return Benchmark(list(gallery.values()), list(gallery.values()), queries, {"missing": sorted(map(str, absent))})
+    left_out = {"missing": sorted(map(str, absent)), "queries": [text for r, text, _ in asked if r not in place]}
+    return Benchmark(list(gallery.values()), list(gallery.values()), queries, left_out)
 
 
 def _json(path: Path, kind: type) -> Any:
