@@ -5,14 +5,16 @@ The package holds what the chapters of the book share; read it from the left:
     sphere, losses, pooling      points on S2; training objectives; feature map -> vector
     search                       exact nearest neighbours and ranks
     encoders, moco               image -> feature map -> descriptor; MoCo v2
-    flow, vmf                    densities on S2: flows and diffusion, von Mises-Fisher and its mixtures
+    adaln, flow, vmf             densities on S2: the network, flows and diffusion, von Mises-Fisher and its mixtures
     metrics                      ranks, scores and distances -> the numbers of the papers
     crossview                    Siamese-VGG and SAFA, the two-branch models; polar transform; their training step
     composed                     WeiCom, FreeDom, BASIC: an image and a text ask together
+    geolocation                  seven models of one network: features -> places and densities; decisions
     data                         earth, city and patterns, the embedded worlds; images, folders, compositions, located, the readers of files; export
     train, plots, study          the training loop, every figure, records / tables / claims
     pretraining, clip            the starts of the thesis's Table 3.1; the small CLIP; both stored by content
-    slider                       a page element that weighs an image against a word
+    slider, worldmap             page elements: an image weighed against a word; where on Earth an image could be
+    atlas                        the Earth as a geolocation task: frozen features, trained locators
 
 A module imports only from its left (tests/test_package.py holds the order). Import modules, not names:
 `from georeps import search, metrics`.

@@ -26,17 +26,19 @@ class VGG16(nn.Module):
     `width` multiplies every channel count and `blocks` keeps the first of the five: an eighth of the width and four
     blocks train in seconds on a laptop. The layers and their names are torchvision's `vgg16().features`, so its state
     dict loads; `weights` is a path, or "imagenet" for the file that torch hub caches, and needs width 1. Without
-    weights: He initialisation.
+    weights: He initialisation. `channels` is 6 for two layers of one place, stacked.
     """
 
     def __init__(
-        self, *, width: float = 1.0, blocks: int = 5, last_pool: bool = True, weights: str | Path | None = None
+        self, *, width: float = 1.0, blocks: int = 5, last_pool: bool = True, channels: int = 3, weights: str | Path | None = None
     ):
         super().__init__()
         if not 1 <= blocks <= len(VGG16_BLOCKS):
             raise ValueError(f"blocks: expected 1..{len(VGG16_BLOCKS)}, found {blocks}")
+        if channels < 3 or channels % 3 or (weights is not None and channels != 3):
+            raise ValueError(f"channels: expected images of 3 channels, stacked (3, 6, ...), and 3 with published weights, found {channels}")
         layers: list[nn.Module] = []
-        channels = 3
+        images = channels // 3
         for block in VGG16_BLOCKS[:blocks]:
             for out in (round(c * width) for c in block):
                 layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU(inplace=True)]
@@ -45,8 +47,8 @@ class VGG16(nn.Module):
         self.features = nn.Sequential(*(layers if last_pool else layers[:-1]))
         self.out_dim = channels
         self.stride = 2 ** (blocks if last_pool else blocks - 1)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN * images).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD * images).view(-1, 1, 1))
         for layer in self.features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -55,14 +57,14 @@ class VGG16(nn.Module):
             self._load(weights, width)
         self.to(memory_format=torch.channels_last)  # convolutions run 1.4 times faster on CPU, and on tensor cores
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d i j"]:
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         return self.features((image - self.mean) / self.std)
 
-    def normalise_by(self, images: UInt8[Tensor, "n 3 h w"]) -> None:
+    def normalise_by(self, images: UInt8[Tensor, "n c h w"]) -> None:
         """Take the channel means and deviations of training images in place of ImageNet's, for training from scratch."""
         x = images.float() / 255
-        self.mean.copy_(x.mean(dim=(0, 2, 3)).view(3, 1, 1))
-        self.std.copy_(x.std(dim=(0, 2, 3)).view(3, 1, 1))
+        self.mean.copy_(x.mean(dim=(0, 2, 3)).view(-1, 1, 1))
+        self.std.copy_(x.std(dim=(0, 2, 3)).view(-1, 1, 1))
 
     def _load(self, weights: str | Path, width: float) -> None:
         if width != 1.0:
@@ -91,13 +93,13 @@ def imagenet_weights() -> Path:
 
 
 class Descriptor(nn.Module):
-    """Trunk, pooling, projection (None: none), L2 normalisation: image "b 3 h w" in [0, 1] -> unit rows "b d"."""
+    """Trunk, pooling, projection (None: none), L2 normalisation: image "b c h w" in [0, 1] -> unit rows "b d"."""
 
     def __init__(self, trunk: nn.Module, pool: nn.Module, projection: nn.Module | None = None):
         super().__init__()
         self.trunk, self.pool, self.projection = trunk, pool, projection
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         pooled: pooling.Pooled = self.pool(self.trunk(image))
         vector = pooled.vector if self.projection is None else self.projection(pooled.vector)
         return F.normalize(vector, dim=-1)

@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from georeps import sphere
+from georeps import adaln, sphere
 
 Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 SIGMOID = (-7.0, 3.0)  # where the published schedule starts and ends
@@ -33,86 +33,6 @@ def grid(steps: int) -> Float[Tensor, "n"]:
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, found {steps}")
     return schedule(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).float()
-
-
-class VelocityNet(nn.Module):
-    """The AdaLN MLP: residual blocks whose scale, shift and gate come from the condition and s; raw coordinates in, a vector out.
-
-    512 x 12 for OSV-5M and YFCC100M, 256 x 12 for iNat21. x, s and the condition may have one row where others have many.
-    """
-
-    def __init__(self, cond_dim: int, *, dim: int = 512, depth: int = 12, expansion: int = 4):
-        super().__init__()
-        if dim % 8:
-            raise ValueError(f"dim: expected a multiple of 8, found {dim}")
-        self.cond_dim, self.dim = cond_dim, dim
-        self.enter = nn.Linear(3, dim)
-        self.condition = nn.Linear(cond_dim, dim)
-        self.time = nn.Sequential(nn.Linear(dim // 4, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.blocks = nn.ModuleList(_Block(dim, expansion) for _ in range(depth))
-        self.last_modulation = nn.Linear(dim, 2 * dim)
-        self.leave = nn.Linear(dim, 3)
-
-    def forward(self, x: Float[Tensor, "b 3"], s: Float[Tensor, "a 1"], condition: Float[Tensor, "c d"] | None) -> Float[Tensor, "b 3"]:
-        return self.with_tangents(x, None, s, condition)[0]
-
-    def with_tangents(
-        self, x: Float[Tensor, "b 3"], tangents: Float[Tensor, "k b 3"] | None, s: Float[Tensor, "a 1"], condition: Float[Tensor, "c d"] | None
-    ) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "k b 3"] | None]:
-        """The velocity and its derivatives along k directions a row, exact, by forward mode: one pass, no graph.
-
-        What depends on s and the condition alone is computed for their own rows only.
-        """
-        context = F.silu(self._context(s, condition))
-        h, dh = self.enter(x), None if tangents is None else F.linear(tangents, self.enter.weight)
-        for block in self.blocks:
-            h, dh = block(h, dh, context)
-        scale, shift = self.last_modulation(context).chunk(2, dim=-1)
-        h, dh = _normalise(h, dh)
-        h = self.leave((1 + scale) * h + shift)
-        return h, None if dh is None else F.linear((1 + scale) * dh, self.leave.weight)
-
-    def _context(self, s: Tensor, condition: Tensor | None) -> Tensor:
-        half = self.dim // 8
-        frequency = 1e-4 ** (torch.arange(half, device=s.device, dtype=s.dtype) / half)
-        angle = 1000 * s * frequency
-        waves = torch.cat([angle.cos(), angle.sin()], dim=-1)
-        waves = (waves - waves.mean(-1, keepdim=True)) / waves.std(-1, keepdim=True)
-        if condition is None:  # "no condition" is a vector of zeros, as in training
-            condition = s.new_zeros(1, self.cond_dim)
-        if condition.shape[-1] != self.cond_dim:
-            raise ValueError(f"condition: expected {self.cond_dim} channels, found {condition.shape[-1]}")
-        return self.time(waves) + self.condition(condition)
-
-
-class _Block(nn.Module):
-    """x + gate * MLP((1 + scale) * norm(x) + shift); the gate and the last layer make it the identity at first."""
-
-    def __init__(self, dim: int, expansion: int):
-        super().__init__()
-        self.modulation = nn.Linear(dim, 3 * dim)
-        self.rise, self.fall = nn.Linear(dim, expansion * dim), nn.Linear(expansion * dim, dim)
-        nn.init.zeros_(self.fall.weight)
-        nn.init.zeros_(self.fall.bias)
-
-    def forward(self, x: Tensor, dx: Tensor | None, context: Tensor) -> tuple[Tensor, Tensor | None]:
-        scale, shift, gate = self.modulation(context).chunk(3, dim=-1)
-        h, dh = _normalise(x, dx)
-        z = self.rise((1 + scale) * h + shift)
-        if dh is not None:
-            slope = 0.5 * (1 + (z * math.sqrt(0.5)).erf()) + z * (-0.5 * z * z).exp() * (1 / math.sqrt(2 * math.pi))  # of GELU
-            dx = dx + gate * F.linear(slope * F.linear((1 + scale) * dh, self.rise.weight), self.fall.weight)
-        return x + gate * self.fall(F.gelu(z)), dx
-
-
-def _normalise(x: Tensor, dx: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Tensor | None]:
-    """Layer normalisation without parameters, and its derivative along dx."""
-    if dx is None:
-        return F.layer_norm(x, x.shape[-1:], eps=eps), None
-    centred = x - x.mean(-1, keepdim=True)
-    rate = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-    h, dc = centred * rate, dx - dx.mean(-1, keepdim=True)
-    return h, rate * (dc - h * (h * dc).mean(-1, keepdim=True))
 
 
 # --- what is learnt ---
@@ -161,9 +81,9 @@ def guided(velocity: Velocity, guidance: float) -> Velocity:
 def sample(
     velocity: Velocity, n: int, condition: Float[Tensor, "c d"] | None = None, *, steps: int = 16, guidance: float = 0.0,
     method: Literal["euler", "heun", "rk4", "published"] = "heun", device: str | torch.device = "cpu",
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None, batch: int = 4096,
 ) -> Float[Tensor, "n 3"]:  # fmt: skip
-    """n points of S2, from uniform noise along the tangent velocity; a condition of one row serves all.
+    """n points of S2, from uniform noise along the tangent velocity; c conditions serve n / c consecutive points each.
 
     "euler" walks along geodesics (exponential map); "heun" and "rk4" are of order 2 and 4 in the step and ask the velocity 2 and 4 times
     a step. "published": from normal noise off the sphere, unprojected Euler steps in R3, normalised after each.
@@ -175,34 +95,88 @@ def sample(
     if method != "published":
         x = F.normalize(x, dim=1)
     at = grid(steps).to(device)
-    for now, then in zip(at[:-1], at[1:], strict=True):
-        if method == "published":
-            x = F.normalize(x + (then - now) * v(x, now.view(1, 1), condition), dim=1)
-        elif method == "euler":
-            x = sphere.exp(x, (then - now) * sphere.tangent(x, v(x, now.view(1, 1), condition)))
-        else:
-            x, _ = _step(lambda y, s: (sphere.tangent(y, v(y, s, condition)), None), x, now, then, method)
-    return x
+
+    def walk(x: Tensor, condition: Tensor | None) -> Tensor:
+        for now, then in zip(at[:-1], at[1:], strict=True):
+            if method == "published":
+                x = F.normalize(x + (then - now) * v(x, now.view(1, 1), condition), dim=1)
+            elif method == "euler":
+                x = sphere.exp(x, (then - now) * sphere.tangent(x, v(x, now.view(1, 1), condition)))
+            else:
+                x, _ = _step(lambda y, s: (sphere.tangent(y, v(y, s, condition)), None), x, now, then, method)
+        return x
+
+    return in_batches(walk, x, condition, batch)
 
 
 @torch.no_grad()
 def sample_space(
     velocity: Velocity, n: int, condition: Float[Tensor, "c d"] | None = None, *, steps: int = 16, guidance: float = 0.0,
     kind: Literal["space", "diffusion"] = "space", device: str | torch.device = "cpu", generator: torch.Generator | None = None,
+    project: bool = True, batch: int = 4096,
 ) -> Float[Tensor, "n 3"]:  # fmt: skip
-    """n points of S2 from a network trained in R3: Euler steps of the flow, or DDIM of the diffusion; what comes out is normalised."""
+    """n points from a network trained in R3: Euler steps of the flow, or DDIM of the diffusion; normalised to S2 where `project` says so."""
     v = guided(velocity, guidance)
     x = torch.randn(n, 3, generator=generator).to(device)
     at = grid(steps).to(device).clamp(1e-9, 1)
-    for now, then in zip(at[:-1], at[1:], strict=True):
-        answer = v(x, now.view(1, 1), condition)
-        if kind == "space":
-            x = x + (then - now) * answer
-        else:
-            data = ((x - (1 - now).sqrt() * answer) / now.sqrt()).clamp(-1, 1)
-            noise = (x - now.sqrt() * data) / (1 - now).sqrt()
-            x = then.sqrt() * data + (1 - then).sqrt() * noise
-    return F.normalize(x, dim=1)
+
+    def walk(x: Tensor, condition: Tensor | None) -> Tensor:
+        for now, then in zip(at[:-1], at[1:], strict=True):
+            answer = v(x, now.view(1, 1), condition)
+            if kind == "space":
+                x = x + (then - now) * answer
+            else:
+                data = ((x - (1 - now).sqrt() * answer) / now.sqrt()).clamp(-1, 1)
+                noise = (x - now.sqrt() * data) / (1 - now).sqrt()
+                x = then.sqrt() * data + (1 - then).sqrt() * noise
+        return F.normalize(x, dim=1) if project else x
+
+    return in_batches(walk, x, condition, batch)
+
+
+def in_batches(run: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, condition: Tensor | None, batch: int) -> Tensor:
+    """run(points, their conditions) over batches of whole conditions; on a GPU the steps of a full batch are one CUDA graph, captured once.
+
+    Small networks spend their time in launching kernels: a graph launches all steps at once.
+    """
+    parts = _parts(x, condition, batch)
+    if not x.is_cuda or len(parts) < 3:
+        return torch.cat([run(*part) for part in parts])
+    replay = _captured(run, *parts[0])
+    return torch.cat([replay(*part) if len(part[0]) == len(parts[0][0]) else run(*part) for part in parts])
+
+
+def _parts(x: Tensor, condition: Tensor | None, batch: int) -> list[tuple[Tensor, Tensor | None]]:
+    """Batches of points with their conditions: c conditions serve len(x) / c consecutive points each, one serves all."""
+    if condition is None or len(condition) == 1:
+        return [(part, condition) for part in x.split(batch)]
+    if len(x) % len(condition):
+        raise ValueError(f"condition: expected rows that divide the {len(x)} points, found {len(condition)}")
+    each = len(x) // len(condition)
+    rows = max(1, batch // each)
+    return list(zip(x.split(rows * each), condition.split(rows), strict=True))
+
+
+def _captured(run: Callable, x: Tensor, condition: Tensor | None) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """run as one CUDA graph for inputs of these shapes (PyTorch notes, CUDA graphs: warmed up on a side stream first)."""
+    held = [x.clone(), None if condition is None else condition.clone()]
+    side = torch.cuda.Stream(x.device)
+    side.wait_stream(torch.cuda.current_stream(x.device))
+    with torch.cuda.stream(side):
+        run(*held)
+    torch.cuda.current_stream(x.device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(*held)
+
+    def replay(*inputs: Tensor | None) -> Tensor:
+        for own, given in zip(held, inputs, strict=True):
+            if own is not None:
+                own.copy_(given)
+        graph.replay()
+        return out.clone()
+
+    return replay
 
 
 def _step(slope, x: Tensor, now: Tensor, then: Tensor, method: str) -> tuple[Tensor, Tensor | float]:
@@ -234,7 +208,7 @@ def divergence(
     The trace of the Jacobian in R3, which published code takes, adds the derivative along the radius, and is no divergence on S2.
     """
     directions = torch.stack(sphere.basis(x))
-    if isinstance(velocity, VelocityNet):
+    if isinstance(velocity, adaln.VelocityNet):
         v, along = velocity.with_tangents(x, directions, s, condition)
     else:
         def one(direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,49 +220,109 @@ def divergence(
 @torch.no_grad()
 def log_prob(
     velocity: Velocity, x: Float[Tensor, "b 3"], condition: Float[Tensor, "c d"] | None = None, *, steps: int = 32,
-    method: Literal["heun", "rk4", "dopri5"] = "rk4", tolerance: float = 1e-6,
+    method: Literal["heun", "rk4", "dopri5", "reverse"] = "rk4", tolerance: float = 1e-6, batch: int = 4096,
 ) -> Float[Tensor, "b"]:  # fmt: skip
     """log p(x) in nats by area of the unit sphere: along the flow back to the noise; uniform is -log 4 pi = -2.531.
 
-    "dopri5" steps adaptively to `tolerance` (torchdiffeq): all rows share its steps, so a row depends on its batch-mates within the
-    tolerance. Raises ValueError for points that are not unit vectors.
+    "dopri5" steps adaptively to `tolerance` (torchdiffeq): all rows of a batch share its steps, so a row depends on its batch-mates within
+    the tolerance. "reverse" is the published way to the same number, to be compared with: dopri5 over time instead of the schedule, and
+    the trace of a Jacobian in reverse mode. Raises ValueError for points that are not unit vectors.
     """
     off = (x.norm(dim=1) - 1).abs()
     if bool((off > 1e-3).any()) or not bool(x.isfinite().all()):
         raise ValueError(f"x: expected unit vectors, found {int(((off > 1e-3) | off.isnan()).sum())} that are not")
+    if method not in ("heun", "rk4", "dopri5", "reverse"):
+        raise ValueError(f"method: expected 'heun', 'rk4', 'dopri5' or 'reverse', found {method!r}")
+    if method in ("dopri5", "reverse"):
+        way = _adaptive if method == "dopri5" else _reverse
+        parts = [way(velocity, y, c, tolerance) for y, c in _parts(x, condition, batch)]
+        return UNIFORM + torch.cat(parts)
+    at = grid(steps).flip(0).to(x)
 
-    def slope(y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        return divergence(velocity, y, s, condition)
+    def back(y: Tensor, condition: Tensor | None) -> Tensor:
+        total = y.new_zeros(len(y))
+        for now, then in zip(at[:-1], at[1:], strict=True):
+            y, part = _step(lambda z, s: divergence(velocity, z, s, condition), y, now, then, method)
+            total = total + part
+        return UNIFORM + total
 
-    if method == "dopri5":
-        from torchdiffeq import odeint
+    return in_batches(back, x, condition, batch)
 
-        def field(s: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            return slope(F.normalize(state[0], dim=1), s.to(x).view(1, 1))
 
-        start = (x, x.new_zeros(len(x)))
-        _, total = odeint(field, start, torch.tensor([1.0, 0.0], device=x.device, dtype=x.dtype), rtol=tolerance, atol=tolerance, method="dopri5")
-        return UNIFORM + total[-1]
-    if method not in ("heun", "rk4"):
-        raise ValueError(f"method: expected 'heun', 'rk4' or 'dopri5', found {method!r}")
-    at, total = grid(steps).flip(0).to(x), x.new_zeros(len(x))
-    for now, then in zip(at[:-1], at[1:], strict=True):
-        x, part = _step(slope, x, now, then, method)
-        total = total + part
-    return UNIFORM + total
+def _adaptive(velocity: Velocity, x: Tensor, condition: Tensor | None, tolerance: float) -> Tensor:
+    from torchdiffeq import odeint
+
+    def field(s: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return divergence(velocity, F.normalize(state[0], dim=1), s.to(x).view(1, 1), condition)
+
+    ends = torch.tensor([1.0, 0.0], device=x.device, dtype=x.dtype)
+    return odeint(field, (x, x.new_zeros(len(x))), ends, rtol=tolerance, atol=tolerance, method="dopri5")[1][-1]
+
+
+def _reverse(velocity: Velocity, x: Tensor, condition: Tensor | None, tolerance: float) -> Tensor:
+    from torchdiffeq import odeint
+
+    rows = None if condition is None else condition.expand(len(x), -1) if len(condition) == 1 else condition
+
+    def field(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        s, rate = torch.func.jvp(schedule, (t,), (torch.ones_like(t),))
+
+        def tangent(y: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
+            unit = y / y.norm()
+            v = sphere.tangent(unit, velocity(unit[None], s.view(1, 1), None if own is None else own[None])[0])
+            return v, v
+
+        jacobian, v = torch.func.vmap(torch.func.jacrev(tangent, has_aux=True), in_dims=(0, None if rows is None else 0))(state[0], rows)
+        return rate * v, rate * jacobian.diagonal(dim1=1, dim2=2).sum(1)
+
+    ends = torch.tensor([0.0, 1.0], device=x.device, dtype=x.dtype)
+    return odeint(field, (x, x.new_zeros(len(x))), ends, rtol=tolerance, atol=tolerance, method="dopri5", options={"min_step": 1e-5})[1][-1]
+
+
+@torch.no_grad()
+def log_prob_space(
+    velocity: Velocity, x: Float[Tensor, "b 3"], condition: Float[Tensor, "c d"] | None = None, *, kind: Literal["space", "diffusion"] = "space",
+    steps: int = 64, batch: int = 4096,
+) -> Float[Tensor, "b"]:  # fmt: skip
+    """log p(x) in nats by volume of R3, of a network trained there; the noise is normal.
+
+    Not to be compared with `log_prob`: the data lie on a surface, on which the best density by volume is infinite. Heun's steps; a
+    diffusion's by its probability flow, from s = 0.9999 to 0.001, between the poles of that equation.
+    """
+    at = grid(steps).flip(0).to(x)
+    axes = torch.eye(3, device=x.device, dtype=x.dtype)[:, None].expand(3, 1, 3)
+    if kind == "diffusion":
+        at = at.clamp(1e-3, 0.9999)
+
+    def slope(y: Tensor, s: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        v, along = velocity.with_tangents(y, axes.expand(3, len(y), 3), s.view(1, 1), condition)
+        trace = (axes * along).sum(dim=(0, 2))
+        if kind == "space":
+            return v, trace
+        rest = (1 - s).sqrt()
+        return (y - v / rest) / (2 * s), (3 - trace / rest) / (2 * s)
+
+    def back(y: Tensor, condition: Tensor | None) -> Tensor:
+        total = y.new_zeros(len(y))
+        for now, then in zip(at[:-1], at[1:], strict=True):
+            k1, d1 = slope(y, now, condition)
+            k2, d2 = slope(y + (then - now) * k1, then, condition)
+            y, total = y + (then - now) / 2 * (k1 + k2), total + (then - now) / 2 * (d1 + d2)
+        return total - 0.5 * y.square().sum(1) - 1.5 * math.log(2 * math.pi)
+
+    return in_batches(back, x, condition, batch)
 
 
 def densest(
-    velocity: Velocity, condition: Float[Tensor, "b d"], *, n: int = 16, steps: int = 16, guidance: float = 0.0,
+    velocity: Velocity, condition: Float[Tensor, "c d"], *, n: int = 16, steps: int = 16, guidance: float = 0.0,
     generator: torch.Generator | None = None,
-) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b"]]:  # fmt: skip
+) -> tuple[Float[Tensor, "c 3"], Float[Tensor, "c"]]:  # fmt: skip
     """A point prediction for each condition, the one of n samples whose density is highest, and the entropy of its density in nats.
 
     Samples may be guided; densities are those of the conditional flow itself. The entropy is the samples' mean of -log p, so it is one
     of the density only without guidance; published code divides it by -4 pi log 2 and calls it localizability.
     """
-    rows = condition.repeat_interleave(n, dim=0)
-    x = sample(velocity, len(rows), rows, steps=steps, guidance=guidance, device=condition.device, generator=generator)
-    density = log_prob(velocity, x, rows, steps=steps).view(-1, n)
+    x = sample(velocity, n * len(condition), condition, steps=steps, guidance=guidance, device=condition.device, generator=generator)
+    density = log_prob(velocity, x, condition, steps=steps).view(-1, n)
     best = density.argmax(1)
     return x.view(-1, n, 3)[torch.arange(len(condition), device=x.device), best], -density.mean(1)

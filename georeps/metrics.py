@@ -123,7 +123,7 @@ def precision_of(places: Int64[Tensor, "q p"], form: Literal["hits", "trapezoid"
     return (precision * there).sum(1) / there.sum(1)
 
 
-def geoscore(km: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+def geoscore(km: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     """GeoGuessr's score, 5000 exp(-km / 1492.7), between 0 and 5000 (OSV-5M)."""
     return 5000 * torch.exp(-km / 1492.7)
 

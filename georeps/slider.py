@@ -57,7 +57,7 @@ def page(
         if scores.shape != (rows, len(tiles)) or not 0 <= float(scores.min()) <= float(scores.max()) <= 1:
             raise ValueError(f"{side}: expected {rows} x {len(tiles)} scores in 0..1, found {tuple(scores.shape)} in {float(scores.min()):g}..{float(scores.max()):g}")
     data = {
-        "tiles": [_jpeg(t) for t in tiles], "asked": list(asked), "words": list(words),
+        "tiles": [jpeg(t) for t in tiles], "asked": list(asked), "words": list(words),
         "image": [_packed(row) for row in image], "text": [_packed(row) for row in text],
     }  # fmt: skip
     options = "".join(f'<option value="{html.escape(w)}">' for w in words)
@@ -68,7 +68,8 @@ def _packed(row: Float[Tensor, "n"]) -> str:
     return base64.b64encode((row.double().numpy() * 65535).round().astype("<u2").tobytes()).decode()
 
 
-def _jpeg(tile: UInt8[Tensor, "3 s s"]) -> str:
+def jpeg(tile: UInt8[Tensor, "3 s s"]) -> str:
+    """A tile as base64 text of a JPEG file."""
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(tile.permute(1, 2, 0).numpy())).save(out, "JPEG", quality=70)
     return base64.b64encode(out.getvalue()).decode()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from georeps import flow, sphere
+from georeps import adaln, flow, sphere
 
 
 def seeded(seed=0):
@@ -16,7 +16,7 @@ def seeded(seed=0):
 def bent_net(seed=0, dim=32, depth=2, cond_dim=5):
     """A velocity network whose blocks are not the identity, and whose answers are not tangent."""
     torch.manual_seed(seed)
-    net = flow.VelocityNet(cond_dim, dim=dim, depth=depth)
+    net = adaln.VelocityNet(cond_dim, dim=dim, depth=depth)
     for block in net.blocks:
         torch.nn.init.normal_(block.fall.weight, std=0.3)
     return net.double()
@@ -29,7 +29,7 @@ def rotation(x, s, condition):
 
 @pytest.mark.parametrize(("dim", "parameters"), [(512, 36_034_563), (256, 9_153_539)])
 def test_the_network_has_the_published_number_of_parameters(dim, parameters):
-    assert sum(p.numel() for p in flow.VelocityNet(1024, dim=dim, depth=12).parameters()) == parameters
+    assert sum(p.numel() for p in adaln.VelocityNet(1024, dim=dim, depth=12).parameters()) == parameters
 
 
 def test_the_schedule_has_the_published_values():
@@ -162,7 +162,7 @@ def test_fixed_steps_agree_with_adaptive_ones():
 def test_a_flow_learns_where_its_points_are(kind):
     torch.manual_seed(0)
     centres = sphere.from_latlon(torch.tensor([[40.0, 10.0], [-30.0, 140.0]]))
-    net, flags = flow.VelocityNet(2, dim=32, depth=2), torch.eye(2)
+    net, flags = adaln.VelocityNet(2, dim=32, depth=2), torch.eye(2)
     optimizer = torch.optim.Adam(net.parameters(), 4e-3)
     for _ in range(500):
         which = torch.randint(2, (256,))
@@ -195,3 +195,86 @@ def test_bad_input_is_named(unchecked):
         flow.loss(net, torch.eye(3), None, kind="plane")
     with pytest.raises(ValueError, match="steps: expected at least 1"):
         flow.grid(0)
+
+
+def test_conditions_serve_consecutive_points_and_batches_change_nothing():
+    net, conditions = bent_net(), torch.randn(3, 5, generator=seeded(2)).double()
+    x = sphere.uniform(12, generator=seeded()).double()
+    each = flow.log_prob(net, x, conditions.repeat_interleave(4, dim=0), steps=6)
+    assert torch.allclose(flow.log_prob(net, x, conditions, steps=6), each)
+    assert torch.allclose(flow.log_prob(net, x, conditions, steps=6, batch=5), each)
+    single = net.float()
+    whole, parts = (flow.sample(single, 12, conditions.float(), steps=5, batch=b, generator=seeded()) for b in (99, 4))
+    assert torch.allclose(whole, parts, atol=1e-5)
+
+
+def test_the_published_way_gives_the_same_density():
+    net, x = bent_net(), sphere.uniform(3, generator=seeded()).double()
+    condition = torch.randn(1, 5, generator=seeded(2)).double()
+
+    def slow(y, s, c):
+        return net(y, 0.5 + 0.005 * s, c)
+
+    reverse = flow.log_prob(slow, x, condition, method="reverse", tolerance=1e-8)  # at 1e-6 it is 4e-4 off
+    assert torch.allclose(reverse, flow.log_prob(slow, x, condition, steps=48), atol=1e-4)
+
+
+def test_a_density_in_space_is_one_by_volume():
+    """A network that answers with -mean noise of a known normal is followed exactly: the density is that normal's."""
+    class Affine(adaln.VelocityNet):
+        def with_tangents(self, x, tangents, s, condition):
+            return 0.5 * x + 1, 0.5 * tangents  # dx/ds: from N(0, 1) to N(2 (e^.5 - 1), e)
+
+        def forward(self, x, s, condition):
+            return self.with_tangents(x, x[None], s, condition)[0]
+
+    x = torch.randn(6, 3, generator=seeded()).double()
+    normal = torch.distributions.Normal(2 * (math.exp(0.5) - 1), math.exp(0.5))
+    found = flow.log_prob_space(Affine(2, dim=8, depth=1), x, steps=64)
+    assert torch.allclose(found, normal.log_prob(x).sum(1), atol=1e-3)
+
+
+def test_the_density_of_a_diffusion_of_a_normal_is_that_normal():
+    scale = 0.5
+    class Ideal(adaln.VelocityNet):  # the best guess of the noise in sqrt(s) x + sqrt(1 - s) noise, x ~ N(0, scale^2)
+        def with_tangents(self, x, tangents, s, condition):
+            rate = (1 - s).sqrt() / (s * scale**2 + 1 - s)
+            return rate * x, rate * tangents
+
+    x = scale * torch.randn(6, 3, generator=seeded()).double()
+    found = flow.log_prob_space(Ideal(2, dim=8, depth=1), x, kind="diffusion", steps=400)
+    assert torch.allclose(found, torch.distributions.Normal(0, scale).log_prob(x).sum(1), atol=2e-2)
+
+
+def rename(state, names):
+    """The tensors under the names of another release."""
+    return {f"network.{next((v + k[len(a):] for a, v in names.items() if k.startswith(a)), k)}": t for k, t in state.items()}
+
+
+def test_a_published_checkpoint_is_read_whatever_its_layers_are_called(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    net = bent_net(dim=64, depth=3, cond_dim=7).float()
+    names = {"enter": "initial_mapper", "condition": "cond_mapper", "time.0": "time_embedder.0", "time.2": "time_embedder.2", "leave": "final_linear"}
+    safetensors.save_file(rename(net.state_dict(), names), tmp_path / "model.safetensors")
+    read = adaln.published(tmp_path / "model.safetensors", cond_dim=7)
+    x, condition = sphere.uniform(4, generator=seeded()), torch.randn(4, 7, generator=seeded(1))
+    assert torch.equal(read(x, torch.full((4, 1), 0.4), condition), net(x, torch.full((4, 1), 0.4), condition))
+
+
+def test_a_checkpoint_of_another_width_a_lacking_and_a_foreign_layer_are_named(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = bent_net(dim=64, depth=2, cond_dim=7).float().state_dict()
+    safetensors.save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"expected a layer condition of shape \(64, 9\)"):
+        adaln.published(tmp_path / "a.safetensors", cond_dim=9)
+    safetensors.save_file({k: v for k, v in state.items() if not k.startswith("blocks.1.fall")}, tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="expected a layer blocks.1.fall"):
+        adaln.published(tmp_path / "b.safetensors", cond_dim=7)
+    safetensors.save_file(state | {"odd.weight": torch.zeros(5, 5), "odd.bias": torch.zeros(5)}, tmp_path / "c.safetensors")
+    with pytest.raises(ValueError, match="found 1 more, first odd"):
+        adaln.published(tmp_path / "c.safetensors", cond_dim=7)
+    safetensors.save_file({"odd.weight": torch.zeros(5, 5)}, tmp_path / "d.safetensors")
+    with pytest.raises(ValueError, match="expected one layer that reads 3 coordinates, found 0"):
+        adaln.published(tmp_path / "d.safetensors", cond_dim=7)
+    with pytest.raises(FileNotFoundError, match="found no file"):
+        adaln.published(tmp_path / "none.safetensors")

@@ -12,12 +12,13 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "georeps").rglob("*.py"))
 ORDER = (  # a module imports only from an earlier line
-    ("sphere", "losses", "pooling", "kernels"),
+    ("sphere", "losses", "pooling", "kernels", "adaln"),
     ("search", "encoders", "vmf", "flow", "metrix", "moco"),
     ("metrics", "crossview", "progeo"),
-    ("composed",),
+    ("composed", "geolocation"),
     ("data", "train", "study"),
     ("plots", "pretraining", "clip", "slider"),
+    ("atlas", "worldmap"),
 )
 
 

@@ -34,6 +34,8 @@ HEIGHT, WIDTH = 2700, 5400
 KM_PER_DEGREE = math.pi / 180 * sphere.EARTH_RADIUS_KM
 SOUTH, NORTH = -56.0, 72.0  # Antarctica and the high Arctic are left out: ice in every layer
 BLOCK_DEGREES = 18.0  # side of the blocks of the same-area split
+FINE_DEGREES = 3.0  # ... and of the split by blocks, of which one in five is unseen
+PARTS = {"same": ("train", "test"), "cross": ("train", "test"), "blocks": ("train", "val", "test")}
 URAL = 60.0  # degrees east: Russia beyond it is Asia
 CONTINENTS = {  # GeoNames country codes; what is not listed is Europe
     "Africa": "DZ AO BJ BW BF BI CM CV CF TD KM CG CD CI DJ EG GQ ER SZ ET GA GM GH GN GW KE LS LR LY MG MW ML MR MU YT MA"
@@ -86,35 +88,37 @@ class Patches:
 
 def pairs(
     *,
-    split: Literal["same", "cross"],
-    part: Literal["train", "test"],
+    split: Literal["same", "cross", "blocks"],
+    part: Literal["train", "val", "test"],
     n: int | None = None,
     size: int = 64,
     extent_km: float = 240.0,
+    spacing_km: float | None = None,
     seed: int = 0,
 ) -> Pairs:
     """Optical and relief patches of the same places: the embedded cross-view task.
 
     Splits are by region: "cross" trains on Africa, Europe and North America and tests on the other continents; "same"
-    interleaves blocks of 18 degrees as a checkerboard. No training patch overlaps a test patch. Candidate places form
-    an even lattice with half a patch between neighbours, so that, as in VIGOR, a query's neighbours show half of its
-    ground. `n` of them are drawn with `seed` (all without n): the first n of one order, so that a larger n only adds.
+    interleaves blocks of 18 degrees as a checkerboard; "blocks" keeps one block of 3 degrees in five unseen, evenly spread, half
+    of them "val", half "test". No training patch overlaps one of another part. Candidate places form an even lattice, `spacing_km`
+    apart, by default half a patch, so that, as in VIGOR, a query's neighbours show half of its ground. `n` of them are drawn with `seed` (all without n): the first n of one order, so that a larger n only adds.
     """
-    places = _split_places(split, part, n, extent_km, seed)
+    places = _split_places(split, part, n, extent_km, spacing_km, seed)
     return Pairs(*(_images(name, places, size) for name in ("optical", "relief")), places)
 
 
 def patches(
     *,
-    split: Literal["same", "cross"],
-    part: Literal["train", "test"],
+    split: Literal["same", "cross", "blocks"],
+    part: Literal["train", "val", "test"],
     n: int | None = None,
     size: int = 64,
     extent_km: float = 240.0,
+    spacing_km: float | None = None,
     seed: int = 0,
 ) -> Patches:
     """Optical patches with coordinates, country and climate, split as in `pairs`: the embedded geolocation task."""
-    places = _split_places(split, part, n, extent_km, seed)
+    places = _split_places(split, part, n, extent_km, spacing_km, seed)
     return Patches(_images("optical", places, size), places)
 
 
@@ -221,14 +225,15 @@ def overlaps(a: Float[Tensor, "n 2"], b: Float[Tensor, "m 2"], *, extent_km: flo
     return torch.cat(meets).numpy()
 
 
-def _split_places(split: str, part: str, n: int | None, extent_km: float, seed: int) -> Places:
-    for name, value, allowed in (("split", split, ("same", "cross")), ("part", part, ("train", "test"))):
-        if value not in allowed:
-            raise ValueError(f"{name}: expected one of {allowed}, found {value!r}")
-    found = data.cached(
-        "earth-places", {"version": _version(), "extent_km": extent_km, "split": split}, lambda: _build_places(split, extent_km)
-    )
-    rows = np.flatnonzero(found["part"] == ("train", "test").index(part))
+def _split_places(split: str, part: str, n: int | None, extent_km: float, spacing_km: float | None, seed: int) -> Places:
+    if split not in PARTS:
+        raise ValueError(f"split: expected one of {tuple(PARTS)}, found {split!r}")
+    if part not in PARTS[split]:
+        raise ValueError(f"part: expected one of {PARTS[split]}, found {part!r}")
+    spacing = spacing_km or extent_km / 2
+    key = {"version": _version(), "extent_km": extent_km, "spacing_km": spacing, "split": split}
+    found = data.cached("earth-places", key, lambda: _build_places(split, extent_km, spacing))
+    rows = np.flatnonzero(found["part"] == PARTS[split].index(part))
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).numpy()
     if n is not None and not 1 <= n <= len(rows):
         raise ValueError(f"n: expected 1..{len(rows)} (the {part} places of split {split!r}), found {n}")
@@ -241,8 +246,7 @@ def _split_places(split: str, part: str, n: int | None, extent_km: float, seed: 
     )
 
 
-def _build_places(split: str, extent_km: float) -> dict[str, np.ndarray]:
-    spacing = extent_km / 2
+def _build_places(split: str, extent_km: float, spacing: float) -> dict[str, np.ndarray]:
     latlon = sphere.to_latlon(sphere.fibonacci(round(4 * math.pi * (sphere.EARTH_RADIUS_KM / spacing) ** 2)))
     zone = (latlon[:, 0] > SOUTH) & (latlon[:, 0] < NORTH)
     latlon = latlon[zone]
@@ -251,11 +255,15 @@ def _build_places(split: str, extent_km: float) -> dict[str, np.ndarray]:
     latlon = latlon[land]
     country = nearest_place(latlon).cc.to_numpy(str)
     continent = _continents(country, latlon[:, 1].numpy())
-    train = np.isin(continent, CROSS_TRAIN) if split == "cross" else _checkerboard(latlon)
+    if split == "cross":
+        part = np.where(np.isin(continent, CROSS_TRAIN), 0, 1)
+    else:
+        band, column = _blocks(latlon, FINE_DEGREES if split == "blocks" else BLOCK_DEGREES)
+        part = (band + column) % 2 if split == "same" else np.where((band + 2 * column) % 5, 0, 1 + band % 2)
+    train = part == 0
     clash = train.copy()
     clash[train] = overlaps(latlon[train], latlon[~train], extent_km=extent_km)
-    part = np.where(train, 0, 1)
-    part[clash] = 2
+    part[clash] = len(PARTS[split])
     return {
         "latlon": latlon.numpy(),
         "country": country,
@@ -273,13 +281,13 @@ def _continents(country: np.ndarray, longitude: np.ndarray) -> np.ndarray:
     return np.where(siberia, "Asia", continent)
 
 
-def _checkerboard(latlon: Float[Tensor, "n 2"]) -> np.ndarray:
-    """True on the training blocks: bands of 18 degrees, cut into an even number of blocks about as wide as high."""
-    band = torch.floor((latlon[:, 0] + 90) / BLOCK_DEGREES)
-    middle = torch.deg2rad((band + 0.5) * BLOCK_DEGREES - 90)
-    blocks = 2 * torch.round(180 / BLOCK_DEGREES * middle.cos()).clamp(min=1)
+def _blocks(latlon: Float[Tensor, "n 2"], degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """Band and column of each point's block: bands of so many degrees, cut into an even number of blocks about as wide as high."""
+    band = torch.floor((latlon[:, 0] + 90) / degrees)
+    middle = torch.deg2rad((band + 0.5) * degrees - 90)
+    blocks = 2 * torch.round(180 / degrees * middle.cos()).clamp(min=1)
     column = torch.floor((latlon[:, 1] + 180) / 360 * blocks)
-    return ((band + column) % 2 == 0).numpy()
+    return band.long().numpy(), column.long().numpy()
 
 
 def _images(name: str, places: Places, size: int) -> UInt8[Tensor, "n 3 size size"]:
