@@ -22,7 +22,8 @@ BOOK = Path(workflow.basedir) / "book"
 CHAPTERS = sorted(Path(p).stem for p in glob(str(BOOK / "chapters" / "*.ipynb")))
 LAST = "14_claims"  # reads everybody's records
 SPOKEN = ("08_composed", "09_domains")  # ask the small CLIP
-AFTER = {"03_crossview": ["01_worlds"], "05_distribution": ["04_pretraining"], LAST: [c for c in CHAPTERS if c != LAST]}  # whose records a page shows, and whose rendered worlds it finds stored
+PLACED = ("11_geolocation", "12_density")  # ask the frozen trunk of places
+AFTER = {"12_density": ["11_geolocation"], "03_crossview": ["01_worlds"], "05_distribution": ["04_pretraining"], LAST: [c for c in CHAPTERS if c != LAST]}  # whose records a page shows, and whose rendered worlds it finds stored
 TIMED = ("02_search", "13_speed")  # measure the whole machine: alone on it
 PYTHON = sys.executable
 JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
@@ -98,10 +99,29 @@ rule clip:
         " \"from georeps import clip, study; clip.small(device=study.pick_device('auto'), **{params.settings})\" && rm -rf book/runs/scratch/clip"
 
 
+rule trunk:
+    # the frozen trunk of the geolocation chapters, a training on each split's own ground; stored by content
+    input:
+        PACKAGE,
+    output:
+        touch("book/runs/{profile}/trunk.done"),
+    params:
+        settings=lambda w: {k: PARAMETERS[PLACED[0]][w.profile][f"trunk_{k}"] for k in ("width", "epochs")},
+        n=lambda w: PARAMETERS[PLACED[0]][w.profile]["trunk_windows"] or None,
+    threads: THREADS
+    resources:
+        gpu=lambda w: int(w.profile == "gpu"),
+    shell:
+        "OMP_NUM_THREADS={threads} GEOREPS_SCRATCH=book/runs/scratch/trunk {PYTHON:q} -c"
+        " \"from georeps import atlas, study; [atlas.encoder(split, n={params.n}, spacing_km=spacing, device=study.pick_device('auto'), **{params.settings})"
+        " for split, spacing in (('blocks', 60.0), ('cross', 80.0))]\" && rm -rf book/runs/scratch/trunk"
+
+
 rule chapter:
     input:
         earlier,
         lambda w: [f"book/runs/{w.profile}/clip.done"] if w.chapter in SPOKEN and w.profile != "paper" else [],
+        lambda w: [f"book/runs/{w.profile}/trunk.done"] if w.chapter in PLACED and w.profile not in ("smoke", "paper") else [],
         "book/chapters/{chapter}.ipynb",
         "book/params/{chapter}.yml",
         "book/execute.py",

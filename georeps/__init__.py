@@ -14,6 +14,7 @@ The package holds what the chapters of the book share; read it from the left:
     train, plots, study          the training loop, every figure, records / tables / claims
     pretraining, clip            the starts of the thesis's Table 3.1; the small CLIP; both stored by content
     slider, worldmap             page elements: an image weighed against a word; where on Earth an image could be
+    maps                         figures of what is spread over the Earth
     atlas                        the Earth as a geolocation task: frozen features, trained locators
 
 A module imports only from its left (tests/test_package.py holds the order). Import modules, not names:

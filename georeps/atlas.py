@@ -9,7 +9,7 @@ Trained weights are stored by content (`data.cached`): chapters and seeds that a
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from georeps import adaln, data, encoders, flow, geolocation, sphere, study, train, vmf
-from georeps.data import earth, images
+from georeps.data import earth, images, located
 
 EXTENT_KM, SIZE = 120.0, 16  # of a patch, about its layers' own resolution
 LAYERS = ("optical", "relief")
@@ -29,15 +29,24 @@ LAYERS = ("optical", "relief")
 
 @dataclass(frozen=True)
 class World:
-    """Places with the features of their patches; `pixels` are the optical patches, to be looked at."""
+    """Places with the features of what was seen there, the images to be looked at (None: embeddings alone), and their admin names."""
 
     x: Float[Tensor, "n 3"]
     features: Float[Tensor, "n d"]
-    pixels: UInt8[Tensor, "n 3 s s"]
-    places: earth.Places
+    pixels: UInt8[Tensor, "n 3 s s"] | None
+    names: dict[str, list[str | None]]  # by level, as `earth.admin_names`
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def latlon(self) -> Float[Tensor, "n 2"]:
+        """Degrees."""
+        return sphere.to_latlon(self.x)
+
+    def rows(self, index: Tensor) -> "World":
+        """Some of the places."""
+        names = {level: [values[i] for i in index.tolist()] for level, values in self.names.items()}
+        return World(self.x[index], self.features[index], None if self.pixels is None or int(index.max()) >= len(self.pixels) else self.pixels[index], names)
 
 
 class Scales(nn.Module):
@@ -116,7 +125,7 @@ def world(
     where = earth.patches(split=split, part=part, n=n, size=8, extent_km=EXTENT_KM, spacing_km=spacing_km, seed=seed).places
     features = encoders.describe(encode, _stacked(where, layers, SIZE), batch=512)
     pixels = earth.cut(earth.layer("optical"), where.latlon, size=2 * SIZE, extent_km=EXTENT_KM)
-    return World(sphere.from_latlon(where.latlon.double()).float(), features, pixels, where)
+    return World(sphere.from_latlon(where.latlon.double()).float(), features, pixels, earth.admin_names(where.latlon))
 
 
 def locator(
@@ -141,6 +150,27 @@ def locator(
 
     found.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in data.cached("locator", key, build).items()})
     return found.eval().requires_grad_(False)
+
+
+def published(
+    root: Path | str, part: Literal["train", "test"], encode: Callable[[list[Path]], Tensor], *, embedding: str = "street_clip",
+    missing: Literal["error", "drop"] = "error", n: int | None = None, thumbnail: int = 64,
+) -> World:  # fmt: skip
+    """OSV-5M on disk: its shards of precomputed embeddings where <root>/<part>/*.tar are, else its tree of images, read by `encode`.
+
+    The first n rows (all without n). Thumbnails of the first 1,000 images are kept to be looked at.
+    """
+    folder = Path(root) / part
+    if any(folder.glob("*.tar")):
+        found = located.shards(folder, embedding=embedding)
+        whole = World(sphere.from_latlon(found.latlon).float(), found.embedding, None, found.labels)
+        return whole.rows(torch.arange(min(n or len(whole), len(whole))))
+    found = located.osv5m(root, part, missing=missing)
+    kept = slice(n)
+    files = found.files[kept]
+    pixels = images.load_all(files[:1000], size=(thumbnail, thumbnail))
+    names = {level: values[kept] for level, values in found.labels.items()}
+    return World(sphere.from_latlon(found.latlon[kept]).float(), encode(files), pixels, names)
 
 
 def of_files(paths: Sequence[Path], encode: nn.Module, *, size: int = SIZE) -> Float[Tensor, "n d"]:

@@ -281,13 +281,14 @@ def _reverse(velocity: Velocity, x: Tensor, condition: Tensor | None, tolerance:
 
 @torch.no_grad()
 def log_prob_space(
-    velocity: Velocity, x: Float[Tensor, "b 3"], condition: Float[Tensor, "c d"] | None = None, *, kind: Literal["space", "diffusion"] = "space",
+    velocity: Velocity, x: Float[Tensor, "b 3"], condition: Float[Tensor, "c d"] | None = None, *, kind: Literal["space", "diffusion", "published"] = "space",
     steps: int = 64, batch: int = 4096,
 ) -> Float[Tensor, "b"]:  # fmt: skip
     """log p(x) in nats by volume of R3, of a network trained there; the noise is normal.
 
     Not to be compared with `log_prob`: the data lie on a surface, on which the best density by volume is infinite. Heun's steps; a
-    diffusion's by its probability flow, from s = 0.9999 to 0.001, between the poles of that equation.
+    diffusion's by its probability flow, from s = 0.9999 to 0.001, between the poles of that equation. "published" takes a network of S2 as
+    published code does: not projected, its noise uniform on S2; what comes out is a density neither there nor here (chapter 12).
     """
     at = grid(steps).flip(0).to(x)
     axes = torch.eye(3, device=x.device, dtype=x.dtype)[:, None].expand(3, 1, 3)
@@ -297,7 +298,7 @@ def log_prob_space(
     def slope(y: Tensor, s: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         v, along = velocity.with_tangents(y, axes.expand(3, len(y), 3), s.view(1, 1), condition)
         trace = (axes * along).sum(dim=(0, 2))
-        if kind == "space":
+        if kind != "diffusion":
             return v, trace
         rest = (1 - s).sqrt()
         return (y - v / rest) / (2 * s), (3 - trace / rest) / (2 * s)
@@ -308,7 +309,7 @@ def log_prob_space(
             k1, d1 = slope(y, now, condition)
             k2, d2 = slope(y + (then - now) * k1, then, condition)
             y, total = y + (then - now) / 2 * (k1 + k2), total + (then - now) / 2 * (d1 + d2)
-        return total - 0.5 * y.square().sum(1) - 1.5 * math.log(2 * math.pi)
+        return total + (UNIFORM if kind == "published" else -0.5 * y.square().sum(1) - 1.5 * math.log(2 * math.pi))
 
     return in_batches(back, x, condition, batch)
 

@@ -39,7 +39,7 @@ def world(*, title: str = "", imagery: bool = False, extent: tuple[float, float,
     if imagery:
         ax.imshow(earth.layer("optical")[::2, ::2], extent=(-180, 180, -90, 90), interpolation="bilinear")
     for line in earth.outlines("coast", resolution="l" if extent else "c"):
-        ax.plot(*_split_at_dateline(line), color="white" if imagery else "0.35", linewidth=0.5, zorder=2)
+        ax.plot(*split_at_dateline(line), color="white" if imagery else "0.35", linewidth=0.5, zorder=2)
     ax.set(xlim=(west, east), ylim=(south, north), xlabel="longitude (degrees)", ylabel="latitude (degrees)", title=title)
     ax.set_aspect("equal")
     return figure
@@ -330,7 +330,7 @@ def _show(ax: plt.Axes, image: UInt8[Tensor, "3 h w"], frame: str | tuple | None
         spine.set(visible=frame is not None, color=frame, linewidth=2.5)
 
 
-def _split_at_dateline(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def split_at_dateline(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Longitudes and latitudes of a polyline, with a gap where it jumps across the map."""
     jumps = np.flatnonzero(np.abs(np.diff(line[:, 1])) > 180) + 1
     line = np.insert(line.astype(float), jumps, np.nan, axis=0)

@@ -19,6 +19,7 @@ ORDER = (  # a module imports only from an earlier line
     ("data", "train", "study"),
     ("plots", "pretraining", "clip", "slider"),
     ("atlas", "worldmap"),
+    ("maps",),
 )
 
 

