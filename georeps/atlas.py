@@ -96,8 +96,9 @@ def encoder(
         torch.manual_seed(seed)
         found = Scales(encoders.VGG16(width=width, blocks=3, channels=3 * len(layers)))
         head_dim = 2 * sum(round(c * width) for c in (64, 128, 256))
-    where = earth.patches(split=split, part="train", n=n, size=8, extent_km=2 * EXTENT_KM, spacing_km=spacing_km, seed=seed).places
-    windows = _stacked(where, layers, 2 * SIZE)
+    where, windows = _stacked(split, "train", layers, n=n, size=2 * SIZE, extent_km=2 * EXTENT_KM, spacing_km=spacing_km, seed=seed)
+    unseen = [earth.patches(split=split, part=part, size=8, extent_km=EXTENT_KM).places.latlon for part in earth.PARTS[split][1:]]
+    windows = windows[~earth.overlaps(where.latlon, torch.cat(unseen), extent_km=1.55 * EXTENT_KM)]  # half a window and half a patch, and some more
     found.trunk.normalise_by(windows)
     recipe = train.Recipe(epochs=epochs, lr=lr, optimizer="adamw", weight_decay=0.05, schedule="cosine", warmup=min(0.5, epochs / 4), seed=seed)
     key = {
@@ -122,10 +123,9 @@ def world(
     layers: Sequence[str] = LAYERS, spacing_km: float = 60.0, seed: int = 0,
 ) -> World:  # fmt: skip
     """Places of a part, their optical patches and their features by the encoder, on CPU."""
-    where = earth.patches(split=split, part=part, n=n, size=8, extent_km=EXTENT_KM, spacing_km=spacing_km, seed=seed).places
-    features = encoders.describe(encode, _stacked(where, layers, SIZE), batch=512)
-    pixels = earth.cut(earth.layer("optical"), where.latlon, size=2 * SIZE, extent_km=EXTENT_KM)
-    return World(sphere.from_latlon(where.latlon.double()).float(), features, pixels, earth.admin_names(where.latlon))
+    where, seen = _stacked(split, part, layers, n=n, size=SIZE, extent_km=EXTENT_KM, spacing_km=spacing_km, seed=seed)
+    features = encoders.describe(encode, seen, batch=512)
+    return World(sphere.from_latlon(where.latlon.double()).float(), features, seen[:, :3], earth.admin_names(where.latlon))
 
 
 def locator(
@@ -153,12 +153,13 @@ def locator(
 
 
 def published(
-    root: Path | str, part: Literal["train", "test"], encode: Callable[[list[Path]], Tensor], *, embedding: str = "street_clip",
+    root: Path | str, part: Literal["train", "test"], encode: Callable[[list[Path]], Tensor] | None = None, *, embedding: str = "street_clip",
     missing: Literal["error", "drop"] = "error", n: int | None = None, thumbnail: int = 64,
 ) -> World:  # fmt: skip
     """OSV-5M on disk: its shards of precomputed embeddings where <root>/<part>/*.tar are, else its tree of images, read by `encode`.
 
-    The first n rows (all without n). Thumbnails of the first 1,000 images are kept to be looked at.
+    The first n rows (all without n). Thumbnails of the first 1,000 images are kept to be looked at. ValueError where there are only images
+    and no `encode`.
     """
     folder = Path(root) / part
     if any(folder.glob("*.tar")):
@@ -166,6 +167,8 @@ def published(
         whole = World(sphere.from_latlon(found.latlon).float(), found.embedding, None, found.labels)
         return whole.rows(torch.arange(min(n or len(whole), len(whole))))
     found = located.osv5m(root, part, missing=missing)
+    if encode is None:
+        raise ValueError(f"encode: expected what reads images, or shards *.tar with embeddings in {folder}, found neither")
     kept = slice(n)
     files = found.files[kept]
     pixels = images.load_all(files[:1000], size=(thumbnail, thumbnail))
@@ -178,8 +181,12 @@ def of_files(paths: Sequence[Path], encode: nn.Module, *, size: int = SIZE) -> F
     return torch.cat([encoders.describe(encode, images.load_all(paths[i : i + 1024], size=(size, size))) for i in range(0, len(paths), 1024)])
 
 
-def _stacked(where: earth.Places, layers: Sequence[str], size: int) -> UInt8[Tensor, "n c s s"]:
-    return torch.cat([earth.cut(earth.layer(name), where.latlon, size=size, extent_km=where.extent_km) for name in layers], dim=1)
+def _stacked(
+    split: str, part: str, layers: Sequence[str], *, n: int | None, size: int, extent_km: float, spacing_km: float, seed: int
+) -> tuple[earth.Places, UInt8[Tensor, "n c s s"]]:
+    """Places and their patches, layer upon layer of LAYERS; the world stores them."""
+    found = earth.pairs(split=split, part=part, n=n, size=size, extent_km=extent_km, spacing_km=spacing_km, seed=seed)
+    return found.places, torch.cat([getattr(found, name) for name in layers], dim=1)
 
 
 def _name(key: dict) -> str:

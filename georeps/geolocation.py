@@ -1,9 +1,9 @@
-"""Where was this seen? Seven answers from the same features, trained on one budget (Dufour et al., 2025).
+"""Where was this seen? Answers from the same features, trained on one budget (Dufour et al., 2025).
 
     "regression"            one point, mean(c)
     "vmf", "mixture"        p(x | c) in closed form, one von Mises-Fisher density or k of them
     "diffusion", "space"    a point of R3 from normal noise, normalised; "plane": of (latitude, longitude), wrapped
-    "sphere"                Riemannian flow matching on S2
+    "sphere"                Riemannian flow matching on S2; "published": the same, its velocity not projected to the tangent plane
 
 All share one AdaLN network (`flow`); a model without noise and time reads a learnt vector in place of the noisy point, as published.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from georeps import adaln, flow, metrics, sphere, vmf
 
-Kind = Literal["regression", "vmf", "mixture", "diffusion", "space", "plane", "sphere"]
+Kind = Literal["regression", "vmf", "mixture", "diffusion", "space", "plane", "sphere", "published"]
 ON_SPHERE = ("vmf", "mixture", "sphere")  # kinds with a density on S2
 RADII = (25, 200, 750, 2500)  # kilometres: city, region, country, continent
 
@@ -58,13 +58,14 @@ class Locator(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, features: Float[Tensor, "b d"], n: int = 1, *, steps: int = 16, guidance: float = 0.0, method: str = "heun",
+        self, features: Float[Tensor, "b d"], n: int = 1, *, steps: int = 8, guidance: float = 0.0, method: str = "rk4",
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "b n 3"]:  # fmt: skip
         """n places for each row; a regression says the same one n times. Steps, guidance and method are those of `flow.sample`."""
         condition, rows = self.condition(features), len(features)
         options = {"steps": steps, "guidance": guidance, "device": features.device, "generator": generator}
-        if self.kind == "sphere":
+        if self.kind in ("sphere", "published"):
+            method = "published" if self.kind == "published" else method
             return flow.sample(self.net, rows * n, condition, method=method, **options).view(rows, n, 3)
         if self.kind in ("space", "diffusion", "plane"):
             kind = "diffusion" if self.kind == "diffusion" else "space"
@@ -79,7 +80,7 @@ class Locator(nn.Module):
         return vmf.sample(mean.flatten(0, 1).cpu(), kappa.flatten().cpu(), generator=generator).to(mean).view(rows, n, 3)
 
     @torch.no_grad()
-    def log_prob(self, x: Float[Tensor, "m 3"], features: Float[Tensor, "b d"], *, steps: int = 16) -> Float[Tensor, "m"]:
+    def log_prob(self, x: Float[Tensor, "m 3"], features: Float[Tensor, "b d"], *, steps: int = 64) -> Float[Tensor, "m"]:
         """Log-density in nats by area: of m / b consecutive points for each row of features; ValueError of a kind without one."""
         condition = self.condition(features)
         if self.kind == "sphere":

@@ -125,7 +125,8 @@ def test_a_kernel_that_dies_is_a_chapter_that_failed(small_book):
 def test_snakemake_plans_the_seeds_before_the_page_and_a_cluster_without_cores():
     plan = python("-m", "snakemake", "-n", "--forceall", "--config", "profile=laptop", "out=_build/none")
     assert plan.returncode == 0, plan.stderr[-2000:]
-    assert re.search(r"chapter +18\b", plan.stdout), "eight pages, and two more seeds of chapters 03, 04, 05, 08 and 09"
+    assert re.search(r"chapter +24\b", plan.stdout), "ten pages, and two more seeds of chapters 03, 04, 05, 08, 09, 11 and 12"
+    assert re.search(r"trunk +1\b", plan.stdout), "one frozen trunk for chapters 11 and 12"
     assert re.search(r"clip +1\b", plan.stdout), "one small CLIP for all who ask it"
 
 
@@ -160,6 +161,12 @@ def test_smoke_records_keep_their_bounds(smoke):
     for m, v in smoke.items():
         if m.endswith(".r1"):
             assert v <= smoke[m[:-2] + "r5"] if m[:-2] + "r5" in smoke else True
+
+
+def test_densities_of_the_smoke_run_are_densities(smoke):
+    assert smoke["density.integral.projected"] == pytest.approx(1, abs=0.02)
+    assert smoke["density.speed.nll_apart"] < 0.05 and 0 <= smoke["density.sphere.within90"] <= 100
+    assert all(0 <= v <= 5000 for m, v in smoke.items() if m.endswith("geoscore"))
 
 
 def test_the_linear_floors_are_above_chance(smoke):
@@ -220,10 +227,19 @@ def write_freedom(root):
     (root / "ltll" / "full_files.csv").write_text("\n".join(rows))
 
 
+def write_osv5m(root):
+    """OSV-5M's tree of embedded patches; a few have no label."""
+    from georeps.data import earth, located
+
+    for part, n in (("train", 30), ("test", 12)):
+        patches = earth.patches(split="blocks", part=part, n=n, size=32, extent_km=120.0)
+        located.write_osv5m(root, part, patches.images, patches.places.latlon, earth.admin_names(patches.places.latlon))
+
+
 def write_tree(root, layout):
     from georeps.data import export
 
-    {"patterncom": write_patternnet, "freedom": write_freedom, "pairs": write_pairs, "vigor": functools.partial(export.vigor, tiles=4, ground=(32, 64), satellite=32),
+    {"patterncom": write_patternnet, "freedom": write_freedom, "osv5m": write_osv5m, "pairs": write_pairs, "vigor": functools.partial(export.vigor, tiles=4, ground=(32, 64), satellite=32),
      "cvact": functools.partial(export.cvact, tiles=4, ground=(32, 64), satellite=32)}[layout](root)  # fmt: skip
 
 
@@ -262,3 +278,23 @@ def test_chapters_08_and_09_run_on_trees_of_patterncom_s_and_freedom_s_form(tmp_
     assert not any(m.startswith("attributes.clip") for m in found), "no caption is known of a reader's images"
     found = run_on_own_data(tmp_path / "nine", "09_domains", "freedom", "-y", "worlds: [ltll]")
     assert {"domains.ltll.freedom.avg", "domains.ltll.freedom.New", "domains.ltll.memory_database", "domains.ltll.oracle"} <= set(found)
+
+
+def test_chapter_11_runs_on_a_tree_of_osv5m_s_form(tmp_path):
+    found = run_on_own_data(tmp_path, "11_geolocation", "osv5m", "-p", "batch", 16)
+    assert {"geo.sphere.vote.geoscore", "geo.mixture.nll", "geo.regression.one.country", "geo.guidance.w1.recall"} <= set(found)
+    assert not any(m.startswith("geo.cross") for m in found), "a reader's tree has one split"
+
+
+def test_chapter_12_reads_the_event_lists(tmp_path):
+    from georeps.data import located
+
+    for name, head in located.EVENTS.values():
+        (tmp_path / name).write_text("about\n" * head + "".join(f"{i % 60 - 30}.5,{(37 * i) % 300 - 150}\n" for i in range(120)))
+    run = python(
+        "-m", "papermill", "--cwd", BOOK, "-k", "python3", "--no-progress-bar", BOOK / "chapters" / "12_density.ipynb", tmp_path / "out.ipynb",
+        "-p", "events_root", tmp_path, "-p", "batch", 32, "-p", "event_epochs", 0.02, GEOREPS_RESULTS=str(tmp_path / "results"), TQDM_DISABLE="1",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = json.loads((tmp_path / "results" / "smoke" / "12_density-s0.json").read_text())["metrics"]
+    assert {f"density.events.{m}.{k}" for m in ("sphere", "mixture") for k in located.EVENTS} <= set(found)

@@ -206,3 +206,23 @@ def test_pairs_of_folders_match_by_name_and_name_what_does_not(tmp_path):
         images.paired(tmp_path, "ground", "satellite")
     with pytest.raises(FileNotFoundError, match="expected images"):
         images.paired(tmp_path, "nothing", "satellite")
+
+
+def test_blocks_interleave_three_parts_that_share_no_ground():
+    found = {p: earth.patches(split="blocks", part=p, size=8, extent_km=120.0).places for p in ("train", "val", "test")}
+    sizes = {p: len(places) for p, places in found.items()}
+    assert 0.6 < sizes["val"] / sizes["test"] < 1.6 and sizes["train"] > sizes["val"] + sizes["test"]
+    assert not earth.overlaps(found["train"].latlon, torch.cat([found[p].latlon for p in ("val", "test")]), extent_km=120.0).any()
+    for places in found.values():
+        assert len(set(places.continent) - {"Antarctica"}) == 6
+    dense = earth.patches(split="blocks", part="test", size=8, extent_km=120.0, spacing_km=40.0).places
+    assert 1.9 < len(dense) / sizes["test"] < 2.6
+    with pytest.raises(ValueError, match="part: expected one of"):
+        earth.patches(split="cross", part="val")
+
+
+def test_admin_names_are_spelt_as_osv5m_spells_them_and_none_where_there_is_none():
+    names = earth.admin_names(torch.tensor([[43.7, 7.27], [1.29, 103.85]]))  # Nice, Singapore
+    assert names["country"] == ["FR", "SG"]
+    assert names["city"][0].startswith("Nice_") and names["city"][0].endswith("_FR")
+    assert names["region"][1] is None and names["city"][1] == "Singapore_NaN_NaN_SG"

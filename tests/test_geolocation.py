@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from georeps import geolocation, sphere
 from georeps.geolocation import ON_SPHERE
 
-KINDS = ("regression", "vmf", "mixture", "diffusion", "space", "plane", "sphere")
+KINDS = ("regression", "vmf", "mixture", "diffusion", "space", "plane", "sphere", "published")
 
 
 def seeded(seed=0):
@@ -56,7 +56,7 @@ def test_a_density_is_there_where_a_kind_has_one_and_integrates_to_one(trained):
         with pytest.raises(ValueError, match="kind: expected one with a density"):
             trained.log_prob(grid, torch.eye(2)[:1])
         return
-    density = trained.log_prob(torch.cat([grid, grid]), torch.eye(2), steps=24).view(2, -1)
+    density = trained.log_prob(torch.cat([grid, grid]), torch.eye(2), steps=96).view(2, -1)
     assert (density.exp().mean(1) * 4 * math.pi).tolist() == pytest.approx([1, 1], abs=0.05)
 
 
