@@ -114,7 +114,7 @@ rule trunk:
     shell:
         "OMP_NUM_THREADS={threads} GEOREPS_SCRATCH=book/runs/scratch/trunk {PYTHON:q} -c"
         " \"from georeps import atlas, study; [atlas.encoder(split, n={params.n}, spacing_km=spacing, device=study.pick_device('auto'), **{params.settings})"
-        " for split, spacing in (('blocks', 60.0), ('cross', 80.0))]\" && rm -rf book/runs/scratch/trunk"
+        " for split, spacing in (('blocks', 60.0), ('cross', 120.0))]\" && rm -rf book/runs/scratch/trunk"
 
 
 rule chapter:

@@ -106,19 +106,22 @@ def published(path: Path | str, *, cond_dim: int = 1024) -> VelocityNet:
         stem, _, kind = name.rpartition(".")
         if kind in ("weight", "bias"):
             layers.setdefault(stem, {})[kind] = value.float()
-    enter = [v["weight"] for v in layers.values() if v.get("weight") is not None and v["weight"].ndim == 2 and v["weight"].shape[1] == 3]
+    odd = [stem for stem, v in layers.items() if set(v) != {"weight", "bias"} or v["weight"].ndim != 2]
+    if odd:
+        raise ValueError(f"path: expected linear layers with a bias in {path}, found {len(odd)} others, first {odd[0]}")
+    enter = [v["weight"] for v in layers.values() if v["weight"].shape[1] == 3]
     if len(enter) != 1:
         raise ValueError(f"path: expected one layer that reads 3 coordinates, found {len(enter)} in {path}")
     dim = len(enter[0])
     rise = [s for s, v in layers.items() if _block_of(s) is not None and v["weight"].shape[1] == dim and v["weight"].shape[0] > 3 * dim]
     expansion = len(layers[rise[0]]["weight"]) // dim if rise else 4
     net = VelocityNet(cond_dim, dim=dim, depth=max(1, len(rise)), expansion=expansion)
-    kinds = {_kind(stem, tuple(v["weight"].shape)): stem for stem, v in layers.items()}
+    kinds = {_kind(stem, tuple(v["weight"].shape), cond_dim): stem for stem, v in layers.items()}
     for stem, layer in ((n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear)):
         shape = tuple(layer.weight.shape)
-        source = kinds.pop(_kind(stem, shape), None)
+        source = kinds.pop(_kind(stem, shape, cond_dim), None)
         if source is None:
-            found = ", ".join(f"{s} {shape}" for (_, shape), s in list(kinds.items())[:6])
+            found = ", ".join(f"{s} {key[1]}" for key, s in list(kinds.items())[:6])
             raise ValueError(f"path: expected a layer {stem} of shape {shape} in {path}, found of others {found or 'none'}")
         layer.load_state_dict(layers[source])
     if kinds:
@@ -132,8 +135,9 @@ def _block_of(stem: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _kind(stem: str, shape: tuple[int, ...]) -> tuple[int | None, tuple[int, ...]]:
-    return _block_of(stem), shape
+def _kind(stem: str, shape: tuple[int, ...], cond_dim: int) -> tuple[int | None, tuple[int, ...], bool]:
+    """Block and shape; where the condition is as wide as the network, its layer is told from the time's by its name."""
+    return _block_of(stem), shape, shape == (cond_dim, cond_dim) and _block_of(stem) is None and "cond" in stem
 
 
 def _normalise(x: Tensor, dx: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Tensor | None]:

@@ -46,7 +46,7 @@ class World:
     def rows(self, index: Tensor) -> "World":
         """Some of the places."""
         names = {level: [values[i] for i in index.tolist()] for level, values in self.names.items()}
-        return World(self.x[index], self.features[index], None if self.pixels is None or int(index.max()) >= len(self.pixels) else self.pixels[index], names)
+        return World(self.x[index], self.features[index], self.pixels[index] if self.pixels is not None and len(self.pixels) == len(self) else None, names)
 
 
 class Scales(nn.Module):
@@ -68,7 +68,7 @@ class Scales(nn.Module):
 class Neighbours(nn.Module):
     """A step of self-supervision: indices of windows "n c 2s 2s" -> symmetric InfoNCE between two crops "s s" of each.
 
-    Crops of one window are at most `shift` pixels apart in each direction and share ground; crops of other windows are the negatives.
+    Crops of one window are at most `shift` pixels apart along either axis and share ground; crops of other windows are the negatives.
     """
 
     def __init__(self, encoder: nn.Module, dim: int, windows: UInt8[Tensor, "n c h w"], *, shift: int, temperature: float):

@@ -31,8 +31,8 @@ def schedule(t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
 def grid(steps: int, *, even: float = 0.7) -> Float[Tensor, "n"]:
     """steps + 1 values of s from 0 to 1: the schedule at even times, close together near the data, mixed with even values.
 
-    Networks ripple in s (their time embedding has periods down to 0.006), which even values average out best; 0.7 had the least error of
-    the likelihood on two networks (chapter 12). Published samplers take `even` = 0.
+    Networks ripple in s (their time embedding has periods down to 0.006), which even values average out best: chapter 12 measures it.
+    Published samplers take `even` = 0.
     """
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, found {steps}")
@@ -87,20 +87,18 @@ def guided(velocity: Velocity, guidance: float) -> Velocity:
 def sample(
     velocity: Velocity, n: int, condition: Float[Tensor, "c d"] | None = None, *, steps: int = 16, guidance: float = 0.0,
     method: Literal["euler", "heun", "rk4", "published"] = "heun", device: str | torch.device = "cpu",
-    generator: torch.Generator | None = None, batch: int = 4096,
+    generator: torch.Generator | None = None, even: float = 0.7, batch: int = 4096,
 ) -> Float[Tensor, "n 3"]:  # fmt: skip
     """n points of S2, from uniform noise along the tangent velocity; c conditions serve n / c consecutive points each.
 
     "euler" walks along geodesics (exponential map); "heun" and "rk4" are of order 2 and 4 in the step and ask the velocity 2 and 4 times
-    a step. "published": from normal noise off the sphere, unprojected Euler steps in R3, normalised after each.
+    a step. "published": unprojected Euler steps in R3, normalised after each. `even` is that of `grid`.
     """
     if method not in ("euler", "heun", "rk4", "published"):
         raise ValueError(f"method: expected 'euler', 'heun', 'rk4' or 'published', found {method!r}")
     v = guided(velocity, guidance)
-    x = torch.randn(n, 3, generator=generator).to(device)
-    if method != "published":
-        x = F.normalize(x, dim=1)
-    at = grid(steps, even=0.0 if method == "published" else 0.7).to(device)
+    x = F.normalize(torch.randn(n, 3, generator=generator).to(device), dim=1)
+    at = grid(steps, even=even).to(device)
 
     def walk(x: Tensor, condition: Tensor | None) -> Tensor:
         for now, then in zip(at[:-1], at[1:], strict=True):
@@ -119,12 +117,12 @@ def sample(
 def sample_space(
     velocity: Velocity, n: int, condition: Float[Tensor, "c d"] | None = None, *, steps: int = 16, guidance: float = 0.0,
     kind: Literal["space", "diffusion"] = "space", device: str | torch.device = "cpu", generator: torch.Generator | None = None,
-    project: bool = True, batch: int = 4096,
+    project: bool = True, even: float = 0.7, batch: int = 4096,
 ) -> Float[Tensor, "n 3"]:  # fmt: skip
     """n points from a network trained in R3: Euler steps of the flow, or DDIM of the diffusion; normalised to S2 where `project` says so."""
     v = guided(velocity, guidance)
     x = torch.randn(n, 3, generator=generator).to(device)
-    at = grid(steps, even=0.0).to(device).clamp(1e-9, 1)
+    at = grid(steps, even=even).to(device).clamp(1e-9, 1)
 
     def walk(x: Tensor, condition: Tensor | None) -> Tensor:
         for now, then in zip(at[:-1], at[1:], strict=True):
@@ -223,28 +221,36 @@ def divergence(
     return sphere.tangent(x, v), (directions * along).sum(dim=(0, 2)) - 2 * (x * v).sum(1)
 
 
-@torch.no_grad()
-def log_prob(
-    velocity: Velocity, x: Float[Tensor, "b 3"], condition: Float[Tensor, "c d"] | None = None, *, steps: int = 64,
-    method: Literal["adams", "heun", "rk4", "dopri5", "reverse"] = "adams", tolerance: float = 1e-6, batch: int = 4096,
-) -> Float[Tensor, "b"]:  # fmt: skip
-    """log p(x) in nats by area of the unit sphere: along the flow back to the noise; uniform is -log 4 pi = -2.531.
-
-    "adams" (Adams and Bashforth's second order) asks the network once a step, "heun" twice, "rk4" four times; at equal evaluations the first
-    was the most exact, since each is at another s (chapter 12). "dopri5" steps adaptively to `tolerance` (torchdiffeq): all rows of a batch share its steps, so a row depends on its batch-mates within
-    the tolerance. "reverse" is the published way to the same number, to be compared with: dopri5 over time instead of the schedule, and
-    the trace of a Jacobian in reverse mode. Raises ValueError for points that are not unit vectors.
-    """
+def check_places(x: Tensor, condition: Tensor | None) -> None:
+    """Raise ValueError for points that are not unit vectors, or that the rows of a condition do not divide."""
     off = (x.norm(dim=1) - 1).abs()
     if bool((off > 1e-3).any()) or not bool(x.isfinite().all()):
         raise ValueError(f"x: expected unit vectors, found {int(((off > 1e-3) | off.isnan()).sum())} that are not")
+    if condition is not None and (len(condition) == 0 or len(x) % len(condition)):
+        raise ValueError(f"condition: expected rows that divide the {len(x)} points, found {len(condition)}")
+
+
+@torch.no_grad()
+def log_prob(
+    velocity: Velocity, x: Float[Tensor, "b 3"], condition: Float[Tensor, "c d"] | None = None, *, steps: int = 64,
+    method: Literal["adams", "heun", "rk4", "dopri5", "reverse"] = "adams", tolerance: float = 1e-6, even: float = 0.7,
+    batch: int = 4096,
+) -> Float[Tensor, "b"]:  # fmt: skip
+    """log p(x) in nats by area of the unit sphere: along the flow back to the noise; uniform is -log 4 pi = -2.531.
+
+    "adams" (Adams and Bashforth's second order) asks the network once a step, "heun" twice, "rk4" four times; each evaluation of
+    the first is at another s (chapter 12 compares them). "dopri5" steps adaptively to `tolerance` (torchdiffeq): all rows of a batch share its steps, so a row depends on its batch-mates within
+    the tolerance. "reverse" is the published way to the same number, to be compared with: dopri5 over time instead of the schedule, and
+    the trace of a Jacobian in reverse mode. Raises ValueError for points that are not unit vectors.
+    """
+    check_places(x, condition)
     if method not in ("adams", "heun", "rk4", "dopri5", "reverse"):
         raise ValueError(f"method: expected 'adams', 'heun', 'rk4', 'dopri5' or 'reverse', found {method!r}")
     if method in ("dopri5", "reverse"):
         way = _adaptive if method == "dopri5" else _reverse
         parts = [way(velocity, y, c, tolerance) for y, c in _parts(x, condition, batch)]
         return UNIFORM + torch.cat(parts)
-    at = grid(steps).flip(0).to(x)
+    at = grid(steps, even=even).flip(0).to(x)
 
     def back(y: Tensor, condition: Tensor | None) -> Tensor:
         if method == "adams":
@@ -304,7 +310,7 @@ def _reverse(velocity: Velocity, x: Tensor, condition: Tensor | None, tolerance:
 
 @torch.no_grad()
 def log_prob_space(
-    velocity: Velocity, x: Float[Tensor, "b 3"], condition: Float[Tensor, "c d"] | None = None, *, kind: Literal["space", "diffusion", "published"] = "space",
+    velocity: adaln.VelocityNet, x: Float[Tensor, "b 3"], condition: Float[Tensor, "c d"] | None = None, *, kind: Literal["space", "diffusion", "published"] = "space",
     steps: int = 64, batch: int = 4096,
 ) -> Float[Tensor, "b"]:  # fmt: skip
     """log p(x) in nats by volume of R3, of a network trained there; the noise is normal.
@@ -335,18 +341,3 @@ def log_prob_space(
         return total + (UNIFORM if kind == "published" else -0.5 * y.square().sum(1) - 1.5 * math.log(2 * math.pi))
 
     return in_batches(back, x, condition, batch)
-
-
-def densest(
-    velocity: Velocity, condition: Float[Tensor, "c d"], *, n: int = 16, steps: int = 16, guidance: float = 0.0,
-    generator: torch.Generator | None = None,
-) -> tuple[Float[Tensor, "c 3"], Float[Tensor, "c"]]:  # fmt: skip
-    """A point prediction for each condition, the one of n samples whose density is highest, and the entropy of its density in nats.
-
-    Samples may be guided; densities are those of the conditional flow itself. The entropy is the samples' mean of -log p, so it is one
-    of the density only without guidance; published code divides it by -4 pi log 2 and calls it localizability.
-    """
-    x = sample(velocity, n * len(condition), condition, steps=steps, guidance=guidance, device=condition.device, generator=generator)
-    density = log_prob(velocity, x, condition, steps=4 * steps).view(-1, n)
-    best = density.argmax(1)
-    return x.view(-1, n, 3)[torch.arange(len(condition), device=x.device), best], -density.mean(1)

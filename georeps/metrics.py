@@ -160,19 +160,6 @@ def prdc(real: Float[Tensor, "n 3"], fake: Float[Tensor, "m 3"], k: int = 3) -> 
     )  # fmt: skip
 
 
-def denser_than_truth(log_density: Float[Tensor, "b g"], at_truth: Float[Tensor, "b"]) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
-    """Of the region where a density is higher than at the true place: its mass, and its share of the Earth's area.
-
-    `log_density` is on g points of equal area (`sphere.fibonacci`), in nats. Where densities are calibrated the mass is uniform in 0..1: a
-    90% region holds the truth in 90% of the cases. Recall against area is the distribution of the share.
-    """
-    if log_density.shape[1] == 0:
-        raise ValueError("log_density: expected a grid of at least one point, found none")
-    _check_finite("log_density", log_density)
-    inside = log_density > at_truth[:, None]
-    return (log_density.softmax(1) * inside).sum(1), inside.to(log_density).mean(1)
-
-
 def uniformity(x: Float[Tensor, "b d"], t: float = 2.0) -> float:
     """Log of the average Gaussian potential over pairs i != j (Eq. 3.5), without the pairwise matrix; lower is more uniform.
 

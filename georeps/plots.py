@@ -113,6 +113,18 @@ def sweep(
     return figure
 
 
+def frontier(curves: Mapping[str, Mapping[float, Sequence[float]]], *, names: tuple[str, str]) -> Figure:
+    """Two measures of one setting against each other, mean over seeds, each point marked by its setting; `names` are the axes'."""
+    figure, ax = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    (first, second) = curves.values()
+    x, y = ([np.mean(values) for values in curve.values()] for curve in (first, second))
+    ax.plot(x, y, marker="o", color=PALETTE[0])
+    for setting, a, b in zip(first, x, y, strict=True):
+        ax.annotate(f"{setting:g}", (a, b), textcoords="offset points", xytext=(5, 5))
+    ax.set(xlabel=names[0], ylabel=names[1])
+    return figure
+
+
 def retrieval_strips(
     queries: UInt8[Tensor, "q 3 h w"],
     gallery: UInt8[Tensor, "g 3 i j"],

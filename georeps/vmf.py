@@ -40,7 +40,8 @@ def mixture_log_prob(
 class Head(nn.Module):
     """Features "b d" -> a mixture of k von Mises-Fisher densities (weights' logarithms, means, kappas); k = 1 is one density.
 
-    Paper: kappa = softplus(.). Here: exp(.), at most e^12 (26 km), because a softplus must climb to thousands in steps of a learning rate.
+    Paper: kappa = softplus(.). Here: exp(.), levelling off at e^12 (1 / sqrt(kappa) = 16 km), because a softplus must climb to thousands in
+    steps of a learning rate.
     """
 
     def __init__(self, dim: int, k: int = 1):
@@ -50,7 +51,7 @@ class Head(nn.Module):
 
     def forward(self, features: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k 3"], Float[Tensor, "b k"]]:
         weight, kappa, mean = self.out(features).split([self.k, self.k, 3 * self.k], dim=-1)
-        return weight.log_softmax(-1), F.normalize(mean.unflatten(-1, (self.k, 3)), dim=-1), kappa.clamp(max=12).exp()
+        return weight.log_softmax(-1), F.normalize(mean.unflatten(-1, (self.k, 3)), dim=-1), (12 - F.softplus(12 - kappa)).exp()
 
     def loss(self, features: Float[Tensor, "b d"], x: Float[Tensor, "b 3"]) -> Float[Tensor, ""]:
         """Mean negative log-density at the true places, nats by area."""

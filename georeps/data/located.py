@@ -158,6 +158,8 @@ def shards(folder: Path | str, *, embedding: str = "street_clip") -> Located:
             for level in ADMIN:
                 value = told.get(f"unique_{level}")
                 labels[level].append(None if value is None or str(value) in MISSING else str(value))
+    if not names:
+        raise ValueError(f"{folder}: expected samples in the shards, found {len(paths)} empty ones")
     return Located(torch.tensor(latlon, dtype=torch.float64), names, embedding=torch.from_numpy(np.stack(rows)), labels=labels)
 
 
@@ -193,7 +195,7 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     with tarfile.open(path) as shard:
         for member in shard:
             if member.isfile():
-                own, kind = Path(member.name).name.split(".", 1)
+                own, _, kind = Path(member.name).name.partition(".")
                 if name not in (None, own):
                     yield name, parts
                     parts = {}
