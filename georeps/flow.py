@@ -239,9 +239,9 @@ def log_prob(
     """log p(x) in nats by area of the unit sphere: along the flow back to the noise; uniform is -log 4 pi = -2.531.
 
     "adams" (Adams and Bashforth's second order) asks the network once a step, "heun" twice, "rk4" four times; each evaluation of
-    the first is at another s (chapter 12 compares them). "dopri5" steps adaptively to `tolerance` (torchdiffeq): all rows of a batch share its steps, so a row depends on its batch-mates within
-    the tolerance. "reverse" is the published way to the same number, to be compared with: dopri5 over time instead of the schedule, and
-    the trace of a Jacobian in reverse mode. Raises ValueError for points that are not unit vectors.
+    the first is at another s (chapter 12 compares them). "dopri5" steps adaptively to `tolerance` (torchdiffeq): all rows of a batch share
+    its steps, so a row depends on its batch-mates within the tolerance. "reverse" is the published way to the same number, to be compared with: dopri5
+    over time instead of the schedule, and the trace of a Jacobian in reverse mode. Raises ValueError for points that are not unit vectors.
     """
     check_places(x, condition)
     if method not in ("adams", "heun", "rk4", "dopri5", "reverse"):

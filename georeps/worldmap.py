@@ -20,7 +20,8 @@ PAGE = """
 <div class="georeps-worldmap" id="{id}">
 <p>Click an image: <span class="pick"></span></p>
 <p><label><input type="checkbox" class="samples" checked> samples</label>
-<label><input type="checkbox" class="truth" checked> true place</label> <span class="note"></span></p>
+<label><input type="checkbox" class="truth" checked> true place</label></p>
+<p class="note"></p>
 <canvas width="900" height="450" style="width:100%;max-width:900px;border:1px solid #bbb;background:#fff"></canvas>
 <script>
 (function () {{

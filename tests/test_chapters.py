@@ -239,8 +239,9 @@ def write_osv5m(root):
 def write_tree(root, layout):
     from georeps.data import export
 
-    {"patterncom": write_patternnet, "freedom": write_freedom, "osv5m": write_osv5m, "pairs": write_pairs, "vigor": functools.partial(export.vigor, tiles=4, ground=(32, 64), satellite=32),
-     "cvact": functools.partial(export.cvact, tiles=4, ground=(32, 64), satellite=32)}[layout](root)  # fmt: skip
+    small = {"tiles": 4, "ground": (32, 64), "satellite": 32}
+    {"patterncom": write_patternnet, "freedom": write_freedom, "osv5m": write_osv5m, "pairs": write_pairs,
+     "vigor": functools.partial(export.vigor, **small), "cvact": functools.partial(export.cvact, **small)}[layout](root)  # fmt: skip
 
 
 def run_on_own_data(tmp_path, chapter, layout, *parameters) -> dict[str, float]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from georeps import losses, metrics, sphere, vmf
+from georeps import losses, metrics, sphere
 
 
 def test_recall_counts_ranks_below_k():

@@ -101,7 +101,8 @@ def pairs(
     Splits are by region: "cross" trains on Africa, Europe and North America and tests on the other continents; "same"
     interleaves blocks of 18 degrees as a checkerboard; "blocks" keeps one block of 3 degrees in five unseen, evenly spread, half
     of them "val", half "test". No patch overlaps one of another part. Candidate places form an even lattice, `spacing_km`
-    apart, by default half a patch, so that, as in VIGOR, a query's neighbours show half of its ground. `n` of them are drawn with `seed` (all without n): the first n of one order, so that a larger n only adds.
+    apart, by default half a patch, so that, as in VIGOR, a query's neighbours show half of its ground. `n` of them are drawn
+    with `seed` (all without n): the first n of one order, so that a larger n only adds.
     """
     places = _split_places(split, part, n, extent_km, spacing_km, seed)
     return Pairs(*(_images(name, places, size) for name in ("optical", "relief")), places)
