@@ -44,7 +44,7 @@ class World:
         return sphere.to_latlon(self.x)
 
     def rows(self, index: Tensor) -> "World":
-        """Some of the places."""
+        """Some of the places; images only where every place has one (a published tree keeps the first 1,000)."""
         names = {level: [values[i] for i in index.tolist()] for level, values in self.names.items()}
         return World(self.x[index], self.features[index], self.pixels[index] if self.pixels is not None and len(self.pixels) == len(self) else None, names)
 
