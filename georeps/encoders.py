@@ -100,7 +100,11 @@ class Descriptor(nn.Module):
         self.trunk, self.pool, self.projection = trunk, pool, projection
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        pooled: pooling.Pooled = self.pool(self.trunk(image))
+        return self.embed(self.trunk(image))
+
+    def embed(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """What follows the trunk."""
+        pooled: pooling.Pooled = self.pool(grid)
         vector = pooled.vector if self.projection is None else self.projection(pooled.vector)
         return F.normalize(vector, dim=-1)
 

@@ -123,6 +123,49 @@ def precision_of(places: Int64[Tensor, "q p"], form: Literal["hits", "trapezoid"
     return (precision * there).sum(1) / there.sum(1)
 
 
+class ClassRetrieval(NamedTuple):
+    rank: Int64[Tensor, "q"]  # of the first of the query's class, 0 = best; the gallery's size where there is none
+    map_at_r: Float64[Tensor, "q"]  # NaN where there is none
+
+
+def class_retrieval(
+    queries: Float[Tensor, "q d"],
+    labels: Int64[Tensor, "q"],
+    gallery: Float[Tensor, "g d"] | None = None,
+    gallery_labels: Int64[Tensor, "g"] | None = None,
+    *,
+    chunk: int = 1024,
+) -> ClassRetrieval:
+    """Who of the query's class is found where: leave-one-out among the queries, or in a gallery (In-Shop).
+
+    `recall_at(rank, k)` is the Recall@k of metric learning (dissertation, 2.4.1); MAP@R is the mean over the R gallery items of the query's
+    class of the precision at those of them that are among the first R ("A Metric Learning Reality Check", 2020). Ties count
+    against the query.
+    """
+    alone = gallery is None
+    if not alone and gallery_labels is None:
+        raise ValueError("gallery_labels: expected the classes of the gallery, found none")
+    gallery, gallery_labels = (queries, labels) if alone else (gallery, gallery_labels)
+    ranks, precisions = [], []
+    for start in range(0, len(queries), chunk):
+        scores = queries[start : start + chunk] @ gallery.T
+        same = labels[start : start + chunk, None] == gallery_labels
+        if alone:
+            same.diagonal(offset=start).fill_(False)
+            scores.diagonal(offset=start).fill_(torch.finfo(scores.dtype).min)
+        places = hit_places(scores, [row.nonzero()[:, 0] for row in same])
+        r = same.sum(dim=1)
+        if places.shape[1]:
+            first = torch.where(r > 0, places[:, 0] - 1, len(gallery))
+        else:
+            first = torch.full_like(r, len(gallery))
+        found = torch.arange(1, places.shape[1] + 1, device=places.device, dtype=torch.float64)
+        within = (places > 0) & (places <= r[:, None])
+        ranks.append(first)
+        precisions.append((found / places.clamp(min=1) * within).sum(dim=1) / r)
+    return ClassRetrieval(torch.cat(ranks), torch.cat(precisions))
+
+
 def geoscore(km: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     """GeoGuessr's score, 5000 exp(-km / 1492.7), between 0 and 5000 (OSV-5M)."""
     return 5000 * torch.exp(-km / 1492.7)

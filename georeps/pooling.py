@@ -26,4 +26,15 @@ class GAP(nn.Module):
         return Pooled(x.mean(dim=(-2, -1)))
 
 
-POOLINGS = {"gap": GAP}
+class GAPMax(nn.Module):
+    """Sum of the average and the maximum."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.out_dim = dim
+
+    def forward(self, x: Float[Tensor, "b d h w"]) -> Pooled:
+        return Pooled(x.mean(dim=(-2, -1)) + x.amax(dim=(-2, -1)))
+
+
+POOLINGS = {"gap": GAP, "gap_max": GAPMax}

@@ -138,3 +138,22 @@ def test_prdc_by_hand_on_the_equator(unchecked):
     assert found.precision == 0.25 and found.density == 0.5 and found.coverage == 0.5 and found.recall == 1
     with pytest.raises(ValueError, match="expected more than k = 3"):
         metrics.prdc(real[:3], fake)
+
+
+def test_class_retrieval_is_the_library_s_map_at_r_and_precision_at_1():
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 7
+    x = torch.nn.functional.normalize(torch.randn(7, 8, generator=generator)[labels] + torch.randn(60, 8, generator=generator), dim=1)
+    expected = AccuracyCalculator(include=("precision_at_1", "mean_average_precision_at_r"), k="max_bin_count", device=torch.device("cpu")).get_accuracy(x, labels)
+    found = metrics.class_retrieval(x, labels, chunk=17)
+    assert metrics.recall_at(found.rank, 1) == pytest.approx(expected["precision_at_1"])
+    assert float(found.map_at_r.mean()) == pytest.approx(expected["mean_average_precision_at_r"])
+
+
+def test_class_retrieval_in_a_gallery_counts_who_has_no_match_and_ties_against_the_query():
+    gallery, classes = torch.eye(3), torch.tensor([0, 1, 1])
+    found = metrics.class_retrieval(torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 0, 1, 5]), gallery, classes)
+    assert found.rank.tolist() == [0, 2, 0, 3]  # the second finds its class tied with a wrong one at 0, after another at 1; the last has none
+    assert found.map_at_r[:3].tolist() == [1.0, 0.0, 0.5] and bool(found.map_at_r[3].isnan())

@@ -150,6 +150,17 @@ def satellite(where: Places, *, size: int, offset: float = 0.0, seed: int = 0) -
     return out
 
 
+def views(
+    where: Places, *, size: int, seen: Sequence[tuple[Moment, float]], fov: float = 100.0
+) -> tuple[UInt8[Tensor, "n 3 size size"], Int64[Tensor, "n"]]:
+    """Street pictures of each place and the number of the place: one for each moment and heading (degrees) in `seen`, `fov` degrees wide."""
+    if not seen:
+        raise ValueError("seen: expected at least one (moment, heading), found none")
+    options = {"size": (size, size), "fov": fov, "elevation": (-0.3 * fov, 0.7 * fov)}
+    found = [ground(where, moment=moment, heading=float(heading), **options) for moment, heading in seen]
+    return torch.stack(found, dim=1).flatten(0, 1), torch.arange(len(where)).repeat_interleave(len(seen))
+
+
 def gallery(where: Places, *, size: int) -> UInt8[Tensor, "g 3 size size"]:
     """Every tile of the grids of the places' cities, north up, in the order that `positive` and `semi` count."""
     _check_size("size", (size,))
