@@ -123,6 +123,31 @@ def precision_of(places: Int64[Tensor, "q p"], form: Literal["hits", "trapezoid"
     return (precision * there).sum(1) / there.sum(1)
 
 
+def landmark_ap(
+    scores: Float[Tensor, "q g"],
+    easy: Sequence[Int64[Tensor, "_"]],
+    hard: Sequence[Int64[Tensor, "_"]],
+    junk: Sequence[Int64[Tensor, "_"]],
+    *,
+    protocol: Literal["easy", "medium", "hard"],
+) -> Float64[Tensor, "q"]:
+    """Average precision of each query on revisited Oxford and Paris, by trapezoids; NaN of a query without positives.
+
+    "medium" looks for the easy and the hard rows of the gallery, "hard" for the hard alone; what is neither sought nor wrong is taken out.
+    """
+    if protocol not in ("easy", "medium", "hard"):
+        raise ValueError(f"protocol: expected 'easy', 'medium' or 'hard', found {protocol!r}")
+    sought = {"easy": (easy,), "medium": (easy, hard), "hard": (hard,)}[protocol]
+    ignored = {"easy": (hard, junk), "medium": (junk,), "hard": (easy, junk)}[protocol]
+    found = []
+    for i, row in enumerate(scores):
+        relevant, keep = torch.zeros_like(row, dtype=torch.bool), torch.ones_like(row, dtype=torch.bool)
+        relevant[torch.cat([group[i] for group in sought])] = True
+        keep[torch.cat([group[i] for group in ignored])] = False
+        found.append(average_precision(row[None, keep].double(), relevant[None, keep], form="trapezoid")[0])
+    return torch.stack(found).double()
+
+
 class ClassRetrieval(NamedTuple):
     rank: Int64[Tensor, "q"]  # of the first of the query's class, 0 = best; the gallery's size where there is none
     map_at_r: Float64[Tensor, "q"]  # NaN where there is none

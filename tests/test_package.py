@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "georeps").rglob("*.py"))
 ORDER = (  # a module imports only from an earlier line
     ("sphere", "losses", "pooling", "kernels", "adaln"),
-    ("search", "encoders", "vmf", "flow", "metrix", "moco"),
+    ("search", "encoders", "vmf", "flow", "metrix", "moco", "variants"),
     ("metrics", "crossview", "progeo"),
     ("composed", "geolocation"),
     ("data", "train", "study"),

@@ -112,7 +112,7 @@ def vigor(
     queries, gallery, lines, index = [], [], [], {}
     for city in cities:
         path = root / ("splits" if labels == "official" else "splits__corrected") / city / "satellite_list.txt"
-        for name in _read_lines(path, _satellite_name):
+        for name in read_lines(path, _satellite_name):
             if name in index:
                 raise ValueError(f"{path}: tile {name} is listed twice")
             index[name] = len(gallery)
@@ -120,7 +120,7 @@ def vigor(
     for city in cities:
         resolution = VIGOR_OFFICIAL_RESOLUTION if labels == "official" else VIGOR_CITIES[city]
         check = lambda text, r=resolution: _checked_line(text, index, r, tolerance)  # noqa: E731
-        for line in _read_lines(_label_file(root, city, split, part, labels), check):
+        for line in read_lines(_label_file(root, city, split, part, labels), check):
             lines.append(line)
             queries.append(folder("panorama", city) / line.panorama)
     keep, left_out = _present(queries, gallery, missing)
@@ -173,7 +173,7 @@ def cvusa(
     """CVUSA: splits/<part>-19zl.csv with lines satellite,panorama,annotation (the annotation is not read); one-to-one."""
     root = Path(root)
     _one_of("part", part, ("train", "val"))
-    pairs = _read_lines(root / "splits" / f"{part}-19zl.csv", _cvusa_pair)
+    pairs = read_lines(root / "splits" / f"{part}-19zl.csv", _cvusa_pair)
     return _one_to_one([root / street for _, street in pairs], [root / tile for tile, _ in pairs], missing, None)
 
 
@@ -211,7 +211,7 @@ def _list_missing(gone: list[str]) -> str:
     return f"expected every listed image on disk, found {len(gone)} missing:\n  {shown}"
 
 
-def _read_lines(path: Path, parse: Callable[[str], Any]) -> list[Any]:
+def read_lines(path: Path, parse: Callable[[str], Any]) -> list[Any]:
     """Every line of a text file, parsed; the last may lack its newline; an empty line is an error."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a list, found no file")
