@@ -2,15 +2,19 @@
 
 The package holds what the chapters of the book share; read it from the left:
 
-    sphere, losses, pooling      points on S2; training objectives; feature map -> vector
+    sphere, losses, pooling      points on S2; training objectives, Table 2.1's among them; feature map -> vector
     search                       exact nearest neighbours and ranks
     encoders, moco               image -> feature map -> descriptor; MoCo v2
+    metrix, variants             mixup for metric learning; SimPool with its choices changed
+    backbones, dino              timm's networks with a pooling and a classifier; self-distillation
+    localization                 attention maps and features -> boxes, and how good these are
     adaln, flow, vmf             densities on S2: the network, flows and diffusion, von Mises-Fisher and its mixtures
     metrics                      ranks, scores and distances -> the numbers of the papers
     crossview                    Siamese-VGG and SAFA, the two-branch models; polar transform; their training step
     composed                     WeiCom, FreeDom, BASIC: an image and a text ask together
     geolocation                  seven models of one network: features -> places and densities; decisions
-    data                         earth, city and patterns, the embedded worlds; images, folders, compositions, located, the readers of files; export
+    data                         earth, city and patterns, the embedded worlds; unseen, objects, tasks made of them;
+                                 images, folders, labelled, compositions, located, the readers of files; export
     train, plots, study          the training loop, every figure, records / tables / claims
     pretraining, clip            the starts of the thesis's Table 3.1; the small CLIP; both stored by content
     slider, worldmap             page elements: an image weighed against a word; where on Earth an image could be

@@ -4,6 +4,7 @@
     l~: the same loss on mixed examples v = f_lambda(x, x'), labels lambda y + (1 - lambda) y'   (Eq. 2.8, 2.9)
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +56,32 @@ class Mixup:
 I_MIX = Mixup("input", ("anc-neg",), anchor="mixed")  # Lee et al., 2021
 MOCHI_NEG_NEG = Mixup("embedding", ("neg-neg",), hardest=100, label="negative", renormalise=True)  # Kalantidis et al., 2020
 MOCHI_ANC_NEG = Mixup("embedding", ("anc-neg",), hardest=100, largest=0.5, label="negative", renormalise=True)
+
+
+def row(
+    name: str, *, k: int = 3, few: int = 20, more: int = 40, positives: int | None = 1, strength: float = 0.4, proxy_anchor: bool = False
+) -> tuple[Mixup, ...]:
+    """What a row of Tables 2.3-2.6 mixes: "clean", "feature", "input_k1", "embedding_few", "input_pos_pos", "input_feature", "i_mix", ...
+
+    Metrix/input takes the `k` hardest negatives and `positives` drawn positives of each anchor; combinations take one negative where inputs
+    meet features, as the tables do. Inputs and features are mixed with proxy anchors as pos-neg pairs alone.
+    """
+    fixed = {"clean": (), "i_mix": (I_MIX,), "mochi_neg_neg": (MOCHI_NEG_NEG,), "mochi_anc_neg": (MOCHI_ANC_NEG,), "proxy_synthesis": ()}
+    if name in fixed:
+        return tuple(dataclasses.replace(m, strength=strength) for m in fixed[name])
+    words = name.split("_")
+    kinds = [w for w in words if w in ("input", "feature", "embedding")]
+    choice = "_".join(words[len(kinds) :])
+    pairs = {"pos_pos": ("pos-pos",), "pos_neg": ("pos-neg",), "anc_neg": ("anc-neg",)}
+    counts = {"few": few, "more": more, **{f"k{i}": i for i in (1, 2, 3)}}
+    if not kinds or choice not in ("", *pairs, *counts):
+        raise ValueError(f"name: expected a row such as feature, input_k1, embedding_few, input_pos_pos, input_feature or i_mix, found {name!r}")
+    found = []
+    for kind in kinds:
+        hard = counts.get(choice, (1 if "feature" in kinds else k) if kind == "input" else None)
+        both = ("pos-neg",) if proxy_anchor and kind != "embedding" else ("pos-neg", "anc-neg")
+        found.append(Mixup(kind, pairs.get(choice, both), hard, positives if kind == "input" else None, strength=strength))
+    return tuple(found)
 
 
 class Mixing(NamedTuple):

@@ -148,6 +148,21 @@ def retrieval_strips(
     return figure
 
 
+def class_strips(
+    images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, "n"], asked: Int64[Tensor, "q"], found: Int64[Tensor, "q k"], *, names: Sequence[str]
+) -> Figure:
+    """A row a query: the query and what it finds among the images; the frame is green where the class is right, red elsewhere."""
+    n, k = found.shape
+    figure, axes = plt.subplots(n, k + 1, figsize=(1.05 * (k + 1), 1.1 * n), squeeze=False)
+    for r in range(n):
+        _show(axes[r, 0], images[asked[r]])
+        axes[r, 0].set_ylabel(names[r], fontsize=9)
+        for c, i in enumerate(found[r].tolist(), 1):
+            _show(axes[r, c], images[i], frame=VERDICTS["holds" if labels[i] == labels[asked[r]] else "fails"])
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
 def heatmap(latlon: Float[Tensor, "g 2"], scores: Float[Tensor, "g"], truth: Float[Tensor, "2"], *, title: str) -> Figure:
     """Localization heatmap (thesis, Figure 6.1): the score of one query against every gallery place, on the map."""
     figure = world(title=title)

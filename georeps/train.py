@@ -91,6 +91,21 @@ def fit(
     return Fitted(final, log)
 
 
+def kept_bytes(step: nn.Module, batch: Any) -> int:
+    """What one forward pass keeps in memory for the backward pass, each storage once; the same on every device."""
+    seen: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        kept.append(x)  # while it lives no other storage gets its address
+        return x
+
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        step(batch)
+    return sum(seen.values())
+
+
 def rate(recipe: Recipe, epoch: float) -> float:
     """Learning rate after `epoch` epochs (a fraction inside an epoch)."""
     if epoch < recipe.warmup:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from georeps import encoders, losses, metrix, moco, pooling, train
+from georeps import encoders, losses, metrix, moco, pooling, study, train
 
 LABELS = torch.arange(12) % 4
 IMAGES = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -183,3 +183,15 @@ def test_bad_settings_are_named(options, message, unchecked):
         metrix.Mixup(**options)
     with pytest.raises(ValueError, match="0 < lambda < 1"):
         metrix.positivity_bound(1.0)
+
+
+def test_every_row_of_the_papers_tables_has_its_mixups():
+    path = study.book_folder() / "reference" / "metric_learning.csv"
+    names = {m.split(".")[3] for m in study.reference(path).metric if m.startswith("metrix.classes")}
+    assert {"clean", "input_k1", "feature_few", "embedding_pos_pos", "input_feature_embedding", "mochi_neg_neg"} <= names
+    for name in names:
+        assert metrix.row(name) or name in ("clean", "proxy_synthesis")
+    assert metrix.row("input")[0].hardest == 3 and metrix.row("input_feature")[0].hardest == 1 and metrix.row("input_embedding")[0].hardest == 3
+    assert metrix.row("feature", proxy_anchor=True)[0].pairs == ("pos-neg",)
+    with pytest.raises(ValueError, match="name: expected a row such as .* found 'label'"):
+        metrix.row("label")

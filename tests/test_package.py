@@ -14,7 +14,7 @@ PACKAGE = sorted((ROOT / "georeps").rglob("*.py"))
 ORDER = (  # a module imports only from an earlier line
     ("sphere", "losses", "pooling", "kernels", "adaln"),
     ("search", "encoders", "vmf", "flow", "metrix", "moco", "variants"),
-    ("metrics", "crossview", "progeo"),
+    ("metrics", "crossview", "progeo", "backbones", "dino", "localization"),
     ("composed", "geolocation"),
     ("data", "train", "study"),
     ("plots", "pretraining", "clip", "slider"),

@@ -229,3 +229,15 @@ def test_bad_recipes_raise(unchecked, bad):
 def test_mixed_precision_trains_on_cpu():
     fitted = train.fit(_seeded_regression(), BATCHES, train.Recipe(epochs=8, lr=1e-2, amp="bf16"))
     assert fitted.log[-1]["loss"] < fitted.log[0]["loss"]
+
+
+def test_bytes_kept_are_those_of_what_the_backward_pass_needs():
+    class Square(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.ones(1000))
+
+        def forward(self, x):
+            return ((self.w * x) ** 2).sum()  # keeps w, x and their product
+
+    assert train.kept_bytes(Square(), torch.ones(1000)) == 3 * 4000

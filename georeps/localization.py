@@ -1,0 +1,120 @@
+"""From attention maps and features to boxes, and how good boxes are: MaxBoxAccV2, DINO-seg, LOST, CorLoc (dissertation, Tables 3.5, 3.6).
+
+Boxes are (left, top, right, bottom) in pixels of the image.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from scipy import ndimage
+from torch import Tensor
+
+EIGHT = np.ones((3, 3), int)  # neighbours that OpenCV's contours join
+
+
+def max_box_acc_v2(
+    maps: Float[Tensor, "n h w"], boxes: Sequence[Float[Tensor, "_ 4"]], *, size: int, steps: int = 1000, overlaps: Sequence[float] = (0.3, 0.5, 0.7)
+) -> float:
+    """MaxBoxAccV2 in percent (Choe et al., 2020): at each threshold of the map the boxes of all its contours, an image counts where one of them
+    overlaps a true box by so much; the best threshold over the set for each overlap, then the mean over overlaps.
+
+    A map is resized to `size` pixels and scaled to 0..1. Contours are those of OpenCV's RETR_TREE: outlines of regions and of holes. The
+    published number of thresholds is 1,000.
+    """
+    if len(maps) != len(boxes) or not len(maps):
+        raise ValueError(f"boxes: expected those of {len(maps)} maps, found {len(boxes)}")
+    best = np.stack([_best_by_threshold(m, own, steps) for m, own in zip(resized(maps, size).numpy(), boxes, strict=True)])
+    return 100 * float(np.mean([(best >= overlap).mean(axis=0).max() for overlap in overlaps]))
+
+
+def resized(maps: Float[Tensor, "n h w"], size: int) -> Float[Tensor, "n s s"]:
+    """To `size` pixels a side, each scaled to 0..1; a constant map to 0."""
+    large = F.interpolate(maps[:, None].float(), size=(size, size), mode="bilinear")[:, 0]
+    low, high = large.amin(dim=(1, 2), keepdim=True), large.amax(dim=(1, 2), keepdim=True)
+    return (large - low) / (high - low).clamp(min=1e-12)
+
+
+def _best_by_threshold(found: np.ndarray, boxes: Tensor, steps: int) -> np.ndarray:
+    """The largest overlap of a contour's box with a true one, for each threshold."""
+    best = np.zeros(steps)
+    for i in range(steps):
+        proposed = contour_boxes(found > i / steps)
+        if len(proposed) and len(boxes):
+            best[i] = float(iou(torch.from_numpy(proposed), boxes).max())
+    return best
+
+
+def contour_boxes(mask: np.ndarray) -> np.ndarray:
+    """Boxes "m 4" of the regions (joined over corners) and of their holes, with the pixels that line a hole."""
+    rows = [_box(where, 0) for where in ndimage.find_objects(ndimage.label(mask, EIGHT)[0])]
+    holes, n = ndimage.label(~mask)
+    if n:
+        edge = set(np.concatenate([holes[0], holes[-1], holes[:, 0], holes[:, -1]]).tolist())
+        rows += [_box(where, 1) for i, where in enumerate(ndimage.find_objects(holes), 1) if i not in edge]
+    return np.array(rows, np.float32).reshape(-1, 4)
+
+
+def _box(where: tuple[slice, slice], grow: int) -> list[int]:
+    y, x = where
+    return [x.start - grow, y.start - grow, x.stop - 1 + grow, y.stop - 1 + grow]
+
+
+def iou(x: Float[Tensor, "n 4"], y: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
+    """Intersection over union; a box holds its last pixel."""
+    low, high = torch.maximum(x[:, None, :2], y[None, :, :2]), torch.minimum(x[:, None, 2:], y[None, :, 2:])
+    common = (high - low + 1).clamp(min=0).prod(dim=2)
+    area = lambda b: (b[:, 2:] - b[:, :2] + 1).prod(dim=1)  # noqa: E731
+    return common / (area(x)[:, None] + area(y)[None] - common)
+
+
+def dino_seg(attention: Float[Tensor, "h w"], *, size: int, mass: float = 0.6) -> Float[Tensor, "4"]:
+    """The box of the largest region that holds `mass` of the attention (Caron et al., 2021, as LOST's code has it)."""
+    order = attention.flatten().argsort(descending=True)
+    share = attention.flatten()[order].cumsum(0) / attention.sum()
+    kept = torch.zeros(attention.numel(), dtype=torch.bool)
+    kept[order[: int((share < mass).sum()) + 1]] = True
+    regions, _ = ndimage.label(kept.view(attention.shape).numpy())
+    return _patch_box(regions == np.bincount(regions[regions > 0]).argmax(), size)
+
+
+def lost(keys: Float[Tensor, "d h w"], *, size: int, k: int = 100) -> Float[Tensor, "4"]:
+    """LOST (Simeoni et al., 2021): the patch whose key agrees with fewest others is on an object; those of the k next such patches that agree
+    with it widen the search; the box is that of the region of patches that agree with them and holds the first.
+    """
+    f = keys.flatten(1).T
+    alike = f @ f.T
+    order = (alike > 0).sum(dim=1).argsort(stable=True)
+    seed = int(order[0])
+    near = order[:k]
+    near = near[alike[seed, near] > 0]
+    regions, _ = ndimage.label((alike[near].sum(dim=0) > 0).view(keys.shape[1:]).numpy())
+    own = regions.ravel()[seed]
+    return _patch_box(regions == own if own else np.arange(regions.size).reshape(regions.shape) == seed, size)
+
+
+def _patch_box(region: np.ndarray, size: int) -> Float[Tensor, "4"]:
+    """Around the patches of a region, in pixels."""
+    (y, x), (h, w) = np.nonzero(region), region.shape
+    return torch.tensor([x.min() * size / w, y.min() * size / h, (x.max() + 1) * size / w - 1, (y.max() + 1) * size / h - 1], dtype=torch.float32)
+
+
+def corloc(found: Sequence[Float[Tensor, "4"]], boxes: Sequence[Float[Tensor, "_ 4"]]) -> float:
+    """Percent of images whose one box overlaps a true one by at least half; an image without objects is an error."""
+    empty = [i for i, own in enumerate(boxes) if not len(own)]
+    if empty or len(found) != len(boxes):
+        raise ValueError(f"boxes: expected at least one for each of {len(found)} images, found none for {empty[:5] or len(found) - len(boxes)}")
+    return 100 * float(np.mean([float(iou(box[None], own).max()) >= 0.5 for box, own in zip(found, boxes, strict=True)]))
+
+
+def segmentation(found: Int64[Tensor, "n h w"], truth: Int64[Tensor, "n h w"], classes: int) -> dict[str, float]:
+    """mIoU, mean class accuracy and pixel accuracy in percent, over the classes that occur in the truth."""
+    table = torch.bincount((truth * classes + found).flatten(), minlength=classes**2).view(classes, classes).double()
+    hit, true, said = table.diagonal(), table.sum(dim=1), table.sum(dim=0)
+    there = true > 0
+    return {
+        "miou": 100 * float((hit / (true + said - hit))[there].mean()), "macc": 100 * float((hit / true)[there].mean()),
+        "aacc": 100 * float(hit.sum() / table.sum()),
+    }  # fmt: skip
