@@ -4,16 +4,19 @@
     model = backbones.Classifier(trunk, pooling.SimPool(trunk.out_dim), classes=11);  model(image) -> logits
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import timm
 import torch
-from jaxtyping import Float, UInt8
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
 from timm.models.convnext import ConvNeXt
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from georeps import encoders, pooling
 
@@ -127,6 +130,22 @@ class Classifier(nn.Module):
         return self.pool(self.trunk(image)).attention
 
 
+class Recognition(nn.Module):
+    """A step of supervised training: indices of images -> cross-entropy. Images are flipped and turned by quarters: from above there is no up."""
+
+    def __init__(self, model: nn.Module, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, "n"], *, turn: bool = True):
+        super().__init__()
+        self.model, self.images, self.turn = model, images, turn
+        self.register_buffer("labels", labels)
+
+    def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+        x = self.images[index].to(self.labels.device, non_blocking=True).float() / 255
+        if self.training:
+            x = x.flip(3) if torch.rand(()) < 0.5 else x
+            x = x.rot90(int(torch.randint(4, ())), (2, 3)) if self.turn else x
+        return F.cross_entropy(self.model(x), self.labels[index.to(self.labels.device)])
+
+
 def published(name: Literal["resnet18", "resnet50", "convnext", "vit"], *, cls: bool = False, weights: str | Path | None = None) -> Trunk:
     """The papers' networks at full size; `weights` is the path of a state dict with timm's names, without it they are random."""
     if name not in ("resnet18", "resnet50", "convnext", "vit"):
@@ -155,11 +174,10 @@ def evaluate(model: nn.Module, images: UInt8[Tensor, "n 3 h w"], what: str = "fo
     return None if parts[0] is None else torch.cat([part.float().cpu() for part in parts])
 
 
-def cost(model: Classifier, size: int = 224) -> tuple[float, float]:
-    """Millions of parameters, and billions of multiply-adds for one image (what the field calls GFLOPs), measured on meta tensors."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model = model.to("meta").eval()
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, size, size, device="meta"))
+def cost(make: Callable[[], Classifier], size: int = 224) -> tuple[float, float]:
+    """Millions of parameters, and billions of multiply-adds for one image (what the field calls GFLOPs), on meta tensors: nothing is computed."""
+    with torch.device("meta"):
+        model = make().eval().requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, size, size))
     return sum(p.numel() for p in model.parameters()) / 1e6, counter.get_total_flops() / 2e9

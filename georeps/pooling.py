@@ -122,7 +122,8 @@ class _Fixed(_Pooling):
 class GAP(_Fixed):
     """Global average pooling (Eq. 3.10)."""
 
-    weigh = staticmethod(average)
+    def weigh(self, v: Tensor, a: Tensor) -> Tensor:
+        return _mean(v)
 
 
 class Max(_Fixed):
@@ -136,7 +137,7 @@ class GAPMax(_Fixed):
     """Sum of the average and the maximum."""
 
     def weigh(self, v: Tensor, a: Tensor) -> Tensor:
-        return v @ a + v.amax(dim=2, keepdim=True)
+        return _mean(v) + v.amax(dim=2, keepdim=True)
 
 
 class GeM(_Fixed):
@@ -195,7 +196,8 @@ class HOW(_Pooling):
 class OTK(_Pooling):
     """Optimal transport to k learnt references (Eq. 3.21-3.23): attention is the plan, values a Gaussian kernel's Nystroem features.
 
-    Here: features and references have length 1, so that eps and the kernel's width mean the same for every trunk.
+    Here: features and references have length 1, so that eps and the kernel's width mean the same for every trunk; and what Eq. 3.23 gives
+    is multiplied by k sqrt(d), so that its entries are of order one, as other poolings' are.
     """
 
     def __init__(self, dim: int, k: int = 3, eps: float = 0.1, sigma: float = 0.6, iterations: int = 10):
@@ -207,7 +209,8 @@ class OTK(_Pooling):
         unit = F.normalize(_flat(x), dim=1)
         references = F.normalize(self.references, dim=0).expand(len(x), -1, -1)
         plan = lambda s: sinkhorn(s / self.eps, self.iterations)  # noqa: E731
-        step = Step(similarity=minus_squared, attention=plan, value=lambda k, q: self._kernel(k))
+        scale = self.k * math.sqrt(x.shape[1])
+        step = Step(similarity=minus_squared, attention=plan, value=lambda k, q: self._kernel(k), pooled=lambda z, u: scale * z)
         return _pooled(*generalized(unit, references, [step]), x)
 
     def _kernel(self, x: Float[Tensor, "b d p"]) -> Float[Tensor, "b d p"]:

@@ -106,3 +106,15 @@ def test_gap_is_the_mean_over_the_grid():
     x = torch.rand(2, 3, 4, 5)
     pooled = pooling.POOLINGS["gap"](3)(x)
     assert torch.equal(pooled.vector, x.mean(dim=(2, 3))) and pooled.attention is None
+
+
+def test_a_centred_projection_maps_the_mean_of_the_images_to_nothing():
+    torch.manual_seed(0)
+    trunk = encoders.VGG16(width=0.0625, blocks=2)
+    model = encoders.Descriptor(trunk, pooling.GAP(trunk.out_dim), torch.nn.Linear(trunk.out_dim, 6))
+    images = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8)
+    encoders.centre(model, images, batch=4)
+    raw = model.projection(model.pool(trunk(images.float() / 255)).vector)
+    assert float(raw.mean(dim=0).abs().max()) < 1e-4 and float(raw.abs().max()) > 1e-2
+    with pytest.raises(ValueError, match="descriptor: expected a linear projection to centre, found NoneType"):
+        encoders.centre(encoders.Descriptor(trunk, pooling.GAP(trunk.out_dim)), images)

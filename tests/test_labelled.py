@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from georeps import metrics
-from georeps.data import labelled
+from georeps.data import images, labelled
 
 
 def picture(path) -> None:
@@ -96,6 +96,7 @@ def test_a_folder_a_class_is_split_by_class(tmp_path):
         picture(tmp_path / name / "1.png")
     assert labelled.class_folders(tmp_path).names == ["ash", "birch"]
     assert labelled.class_folders(tmp_path, "test").names == ["cedar", "douglas fir"]
+    assert len(labelled.class_folders(tmp_path, "all").files) == 4
     (tmp_path / "ash" / "1.png").unlink()
     with pytest.raises(ValueError, match="found none in ash"):
         labelled.class_folders(tmp_path)
@@ -114,6 +115,16 @@ def test_landmarks_are_read_and_judged_by_medium_and_hard(tmp_path):
     medium, hard = (metrics.landmark_ap(scores, found.easy, found.hard, found.junk, protocol=p) for p in ("medium", "hard"))
     assert float(medium[0]) == pytest.approx((1 + (0.5 + 2 / 3) / 2) / 2)  # trapezoids, without junk
     assert float(hard[0]) == pytest.approx((0 + 0.5) / 2)  # without junk and the easy one
+
+
+def test_a_query_is_the_part_of_its_image_in_the_box(tmp_path):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[2:4, 4:8] = 200
+    Image.fromarray(pixels).save(tmp_path / "q.png")
+    found = images.load_boxes([tmp_path / "q.png"], [(4.0, 2.0, 8.0, 4.0)], size=(4, 4))
+    assert found.shape == (1, 3, 4, 4) and bool((found == 200).all())
+    with pytest.raises(ValueError, match=r"q.png: expected a box .* inside the image, found \(9.0"):
+        images.load_boxes([tmp_path / "q.png"], [(9.0, 9.0, 12.0, 12.0)], size=(4, 4))
 
 
 def test_a_pickle_with_code_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Image files on disk, decoded lazily in worker processes; an error names the file."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # what converts to 8-bit RGB without a choice
@@ -73,6 +75,19 @@ def load_all(
         raise ValueError("paths: expected at least one image file, found none")
     loader = DataLoader(Files(paths, size, rows), batch_size=batch, num_workers=workers)
     return torch.cat(list(tqdm(loader, desc="decode", unit="batch", mininterval=1.0)))
+
+
+def load_boxes(
+    paths: Sequence[Path | str], boxes: Sequence[tuple[float, float, float, float]], *, size: tuple[int, int]
+) -> UInt8[Tensor, "n 3 h w"]:
+    """A part of each file, (left, top, right, bottom) in its pixels, resampled to `size` = (height, width)."""
+    found = []
+    for path, (left, top, right, bottom) in zip(paths, boxes, strict=True):
+        part = load(path)[:, max(0, math.floor(top)) : math.ceil(bottom), max(0, math.floor(left)) : math.ceil(right)]
+        if part.numel() == 0:
+            raise ValueError(f"{path}: expected a box (left, top, right, bottom) inside the image, found {(left, top, right, bottom)}")
+        found.append(resize(part, list(size), antialias=True))
+    return torch.stack(found)
 
 
 def paired(root: Path | str, first: str, second: str) -> tuple[list[Path], list[Path]]:

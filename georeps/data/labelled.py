@@ -95,16 +95,19 @@ def in_shop(
     return _labelled([(folder / name, item) for name, item, status in rows if status == part], root, missing, names)
 
 
-def class_folders(root: Path | str, part: Part = "train") -> Labelled:
+def class_folders(root: Path | str, part: Literal["train", "test", "all"] = "train") -> Labelled:
     """A folder of your own, one folder of images a class: of the classes in alphabetical order the first half trains, the second tests."""
-    _check_part(part)
+    if part != "all":
+        _check_part(part)
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: expected a folder with a folder a class, found none")
     classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(classes) < 4:
-        raise ValueError(f"{root}: expected at least 4 folders, one a class, found {len(classes)}")
-    half = classes[: len(classes) // 2] if part == "train" else classes[len(classes) // 2 :]
+    least = 2 if part == "all" else 4
+    if len(classes) < least:
+        raise ValueError(f"{root}: expected at least {least} folders, one a class, found {len(classes)}")
+    middle = len(classes) // 2
+    half = {"train": classes[:middle], "test": classes[middle:], "all": classes}[part]
     rows = [(p, c.name) for c in half for p in sorted(c.iterdir()) if not p.name.startswith(".") and p.suffix.lower() in images.SUFFIXES]
     empty = [c.name for c in half if c.name not in {name for _, name in rows}]
     if empty:

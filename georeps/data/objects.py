@@ -37,7 +37,7 @@ class Placed:
     shift: tuple[float, float]  # tile sides
 
 
-def draw(folders: Sequence[str], n: int, *, seed: int, zoom: tuple[float, float] = (0.45, 0.9), shift: float = 0.22) -> list[Placed]:
+def draw(folders: Sequence[str], n: int, *, seed: int, zoom: tuple[float, float] = (0.6, 1.0), shift: float = 0.2) -> list[Placed]:
     """n tiles of each folder."""
     unknown = [f for f in folders if f not in (*SEEN, *UNSEEN)]
     if unknown:
