@@ -18,14 +18,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from georeps import encoders, pooling
+from georeps import encoders
 
 
 class Blocks(NamedTuple):
     """What a transformer's blocks look at."""
 
-    attention: Float[Tensor, "l b h w"]  # of the CLS token over the patches, mean over the heads, each map of sum 1
-    keys: Float[Tensor, "b d h w"]  # of the last block, all heads
+    attention: Float[Tensor, "l b i j"]  # of the CLS token over the patches, mean over the heads, each map of sum 1
+    keys: Float[Tensor, "b d i j"]  # of the last block, all heads
 
 
 class Trunk(nn.Module):
@@ -123,7 +123,7 @@ class Classifier(nn.Module):
         return self.trunk.cls(image) if isinstance(self.pool, CLS) else self.pool(self.trunk(image)).vector
 
     @torch.no_grad()
-    def attention(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w"] | None:
+    def attention(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b i j"] | None:
         """The map that the pooling looks by, None where it has none; of a CLS token that of the last block."""
         if isinstance(self.pool, CLS):
             return self.trunk.blocks(image).attention[-1]

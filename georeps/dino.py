@@ -3,9 +3,10 @@
     loss = mean over a teacher's view t and every other view s of  -softmax((teacher(t) - centre) / 0.04) . log softmax(student(s) / 0.1)
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from collections.abc import Callable
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torchvision.transforms import v2

@@ -91,7 +91,7 @@ def _mean(x: Float[Tensor, "b d p"]) -> Float[Tensor, "b d 1"]:
     return x.mean(dim=2, keepdim=True)
 
 
-def _pooled(u: Float[Tensor, "b d k"], a: Tensor | None, x: Float[Tensor, "b d h w"]) -> Pooled:
+def packed(u: Float[Tensor, "b d k"], a: Tensor | None, x: Float[Tensor, "b d h w"]) -> Pooled:
     """The k vectors in a row; of k maps (or heads) the mean, scaled to sum 1."""
     vector = u.transpose(1, 2).flatten(1)
     if a is None:
@@ -100,7 +100,7 @@ def _pooled(u: Float[Tensor, "b d k"], a: Tensor | None, x: Float[Tensor, "b d h
     return Pooled(vector, (a / a.sum(dim=1, keepdim=True).clamp(min=EPS)).view(len(x), *x.shape[2:]))
 
 
-class _Pooling(nn.Module):
+class Pooling(nn.Module):
     """What a classifier needs to know: the width of the vector, and of how many vectors it is made."""
 
     def __init__(self, dim: int, k: int = 1):
@@ -108,12 +108,12 @@ class _Pooling(nn.Module):
         self.out_dim, self.k = dim * k, k
 
 
-class _Fixed(_Pooling):
+class _Fixed(Pooling):
     """Group 1: one step whose attention is fixed."""
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Pooled:
         flat = _flat(x)
-        return _pooled(generalized(flat, flat[:, :, :1], [Step(weigh=self.weigh)])[0], None, x)
+        return packed(generalized(flat, flat[:, :, :1], [Step(weigh=self.weigh)])[0], None, x)
 
     def weigh(self, v: Tensor, a: Tensor) -> Tensor:
         raise NotImplementedError
@@ -163,7 +163,7 @@ class LSE(_Fixed):
         return (v.mul(r)[:, :, :, None] + a.log()[:, None]).logsumexp(dim=2) / r
 
 
-class HOW(_Pooling):
+class HOW(Pooling):
     """Locations weigh as their squared norm (Eq. 3.17-3.20; HOW's authors take the norm), values are local means, whitened by `fit`.
 
     The result has length 1. Until `fit` has seen local features the whitening is the identity.
@@ -179,7 +179,7 @@ class HOW(_Pooling):
             similarity=lambda k, q: k.square().sum(dim=1)[:, :, None], attention=same, pooled=lambda z, u: F.normalize(z, dim=1),
             value=lambda k, q: self.whiten @ (self._local(k, x) - self.centre),
         )  # fmt: skip
-        return _pooled(*generalized(_flat(x), _mean(_flat(x)), [step]), x)
+        return packed(*generalized(_flat(x), _mean(_flat(x)), [step]), x)
 
     @torch.no_grad()
     def fit(self, x: Float[Tensor, "b d h w"]) -> None:
@@ -193,7 +193,7 @@ class HOW(_Pooling):
         return _flat(F.avg_pool2d(flat.view_as(x), 3, stride=1, padding=1, count_include_pad=False))
 
 
-class OTK(_Pooling):
+class OTK(Pooling):
     """Optimal transport to k learnt references (Eq. 3.21-3.23): attention is the plan, values a Gaussian kernel's Nystroem features.
 
     Here: features and references have length 1, so that eps and the kernel's width mean the same for every trunk; and what Eq. 3.23 gives
@@ -211,7 +211,7 @@ class OTK(_Pooling):
         plan = lambda s: sinkhorn(s / self.eps, self.iterations)  # noqa: E731
         scale = self.k * math.sqrt(x.shape[1])
         step = Step(similarity=minus_squared, attention=plan, value=lambda k, q: self._kernel(k), pooled=lambda z, u: scale * z)
-        return _pooled(*generalized(unit, references, [step]), x)
+        return packed(*generalized(unit, references, [step]), x)
 
     def _kernel(self, x: Float[Tensor, "b d p"]) -> Float[Tensor, "b d p"]:
         """psi with psi(x)^T psi(y) = K_xW K_WW^-1 K_Wy."""
@@ -229,7 +229,7 @@ def sinkhorn(s: Float[Tensor, "b p k"], iterations: int) -> Float[Tensor, "b p k
     return s.exp()
 
 
-class KMeans(_Pooling):
+class KMeans(Pooling):
     """k centroids of the locations (Eq. 3.24-3.28), from random ones in training and evenly spread ones in evaluation."""
 
     def __init__(self, dim: int, k: int = 3, iterations: int = 3):
@@ -237,7 +237,7 @@ class KMeans(_Pooling):
         self.iterations = iterations
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Pooled:
-        return _pooled(*kmeans(_flat(x), self.k, self.iterations, random=self.training), x)
+        return packed(*kmeans(_flat(x), self.k, self.iterations, random=self.training), x)
 
 
 def kmeans(x: Float[Tensor, "b d p"], k: int, iterations: int, *, random: bool) -> tuple[Tensor, Tensor]:
@@ -255,12 +255,12 @@ def kmeans(x: Float[Tensor, "b d p"], k: int, iterations: int, *, random: bool) 
     return generalized(x, x[:, :, at], [Step(similarity=minus_squared, attention=assign, pooled=keep)] * iterations)
 
 
-def _line(d: int, out: int | None = None, bias: bool = False) -> nn.Conv1d:
+def linear_map(d: int, out: int | None = None, bias: bool = False) -> nn.Conv1d:
     """A linear map of the columns."""
     return nn.Conv1d(d, out or d, 1, bias=bias)
 
 
-class _Norm(nn.LayerNorm):
+class ColumnNorm(nn.LayerNorm):
     """LayerNorm of the columns of "b d n"."""
 
     def __init__(self, d: int):
@@ -270,7 +270,7 @@ class _Norm(nn.LayerNorm):
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
-class Slot(_Pooling):
+class Slot(Pooling):
     """Slot attention (Eq. 3.29-3.32; Locatello et al., 2020): k slots compete for the locations. In evaluation the slots' noise is fixed."""
 
     def __init__(self, dim: int, k: int = 3, iterations: int = 3):
@@ -278,10 +278,10 @@ class Slot(_Pooling):
         self.iterations = iterations
         self.mean, self.log_std = nn.Parameter(torch.zeros(dim, 1)), nn.Parameter(torch.zeros(dim, 1))
         self.register_buffer("noise", torch.randn(dim, k))
-        self.norm_u, self.norm_x, self.norm_g = _Norm(dim), _Norm(dim), _Norm(dim)
-        self.query, self.key, self.value = _line(dim), _line(dim), _line(dim)
+        self.norm_u, self.norm_x, self.norm_g = ColumnNorm(dim), ColumnNorm(dim), ColumnNorm(dim)
+        self.query, self.key, self.value = linear_map(dim), linear_map(dim), linear_map(dim)
         self.gru = nn.GRUCell(dim, dim)
-        self.mlp = nn.Sequential(_line(dim, bias=True), nn.ReLU(), _line(dim, bias=True))
+        self.mlp = nn.Sequential(linear_map(dim, bias=True), nn.ReLU(), linear_map(dim, bias=True))
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Pooled:
         noise = torch.randn(len(x), *self.noise.shape, device=x.device) if self.training else self.noise.expand(len(x), -1, -1)
@@ -298,29 +298,29 @@ class Slot(_Pooling):
 
         flat = self.norm_x(_flat(x))
         step = Step(lambda u: self.query(self.norm_u(u)), self.key, dot, compete, lambda k, q: self.value(k), pooled=update)
-        return _pooled(*generalized(flat, self.mean + self.log_std.exp() * noise, [step] * self.iterations), x)
+        return packed(*generalized(flat, self.mean + self.log_std.exp() * noise, [step] * self.iterations), x)
 
 
-class SE(_Pooling):
+class SE(Pooling):
     """Squeeze and excitation before the average (Eq. 3.33-3.36): channels are weighed by a gate of their averages."""
 
     def __init__(self, dim: int, reduction: int = 16):
         super().__init__(dim)
         hidden = max(8, dim // reduction)
-        self.mlp = nn.Sequential(_line(dim, hidden, bias=True), nn.ReLU(), _line(hidden, dim, bias=True))
+        self.mlp = nn.Sequential(linear_map(dim, hidden, bias=True), nn.ReLU(), linear_map(hidden, dim, bias=True))
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Pooled:
         step = Step(query=lambda u: self.mlp(u).sigmoid(), value=lambda k, q: q * k)
-        return _pooled(generalized(_flat(x), _mean(_flat(x)), [step])[0], None, x)
+        return packed(generalized(_flat(x), _mean(_flat(x)), [step])[0], None, x)
 
 
-class CBAM(_Pooling):
+class CBAM(Pooling):
     """Channel gate, then a spatial gate of each location's mean and maximum over the channels (Eq. 3.37-3.43)."""
 
     def __init__(self, dim: int, reduction: int = 16):
         super().__init__(dim)
         hidden = max(8, dim // reduction)
-        self.mlp = nn.Sequential(_line(dim, hidden), nn.ReLU(), _line(hidden, dim))
+        self.mlp = nn.Sequential(linear_map(dim, hidden), nn.ReLU(), linear_map(hidden, dim))
         self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Pooled:
@@ -333,10 +333,10 @@ class CBAM(_Pooling):
             return _flat(self.conv(s.transpose(1, 2).view(len(x), 2, *x.shape[2:])).sigmoid()).transpose(1, 2) / flat.shape[2]
 
         step = Step(lambda u: self.mlp(u).mean(dim=2, keepdim=True).sigmoid(), same, over_channels, gate, lambda k, q: q * k)
-        return _pooled(*generalized(flat, torch.cat([_mean(flat), flat.amax(dim=2, keepdim=True)], dim=2), [step]), x)
+        return packed(*generalized(flat, torch.cat([_mean(flat), flat.amax(dim=2, keepdim=True)], dim=2), [step]), x)
 
 
-class GE(_Pooling):
+class GE(Pooling):
     """Gather-excite before the average (Hu et al., 2018): a gate for each channel and neighbourhood; with extent 0, gathering globally, it is SE."""
 
     def __init__(self, dim: int, extent: int = 2, reduction: int = 16):
@@ -350,7 +350,7 @@ class GE(_Pooling):
         return Pooled((x * F.interpolate(self.mlp(gathered).sigmoid(), size=x.shape[2:])).mean(dim=(2, 3)))
 
 
-class ViT(_Pooling):
+class ViT(Pooling):
     """A learnt CLS token and the map through one transformer block (Eq. 3.47-3.56), as the last layer of any trunk.
 
     The token attends to itself as well as to the map; the map's own attention cannot reach the output of a last block.
@@ -362,10 +362,10 @@ class ViT(_Pooling):
             raise ValueError(f"heads: expected a divisor of dim {dim}, found {heads}")
         self.heads = heads
         self.token = nn.Parameter(0.02 * torch.randn(dim, 1))
-        self.norm, self.norm_mlp, self.norm_out = _Norm(dim), _Norm(dim), _Norm(dim)
-        self.query, self.key, self.value = (_line(dim, bias=True) for _ in range(3))
-        self.out = _line(dim, bias=True)
-        self.mlp = nn.Sequential(_line(dim, 4 * dim, bias=True), nn.GELU(), _line(4 * dim, dim, bias=True))
+        self.norm, self.norm_mlp, self.norm_out = ColumnNorm(dim), ColumnNorm(dim), ColumnNorm(dim)
+        self.query, self.key, self.value = (linear_map(dim, bias=True) for _ in range(3))
+        self.out = linear_map(dim, bias=True)
+        self.mlp = nn.Sequential(linear_map(dim, 4 * dim, bias=True), nn.GELU(), linear_map(4 * dim, dim, bias=True))
         self.scale = self.scale_mlp = 1.0
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Pooled:
@@ -382,7 +382,7 @@ class ViT(_Pooling):
             lambda s: softmax(s / math.sqrt(x.shape[1] // self.heads)), lambda k, q: split(self.value(self.norm(k))), pooled=block,
         )  # fmt: skip
         u, a = generalized(tokens, u, [step])
-        return _pooled(self.norm_out(u), a[:, 1:], x)
+        return packed(self.norm_out(u), a[:, 1:], x)
 
 
 class CaiT(ViT):
@@ -394,7 +394,7 @@ class CaiT(ViT):
         self.scale, self.scale_mlp = (nn.Parameter(torch.full((dim, 1), initial)) for _ in range(2))
 
 
-class SimPool(_Pooling):
+class SimPool(Pooling):
     """Algorithm 2: attention of the map to its own average, then a power mean.
 
     a = softmax((W_K LN(X))^T W_Q GAP(X) / sqrt(d));  u = f^-1(f(LN(X) - min) a). `gamma` is the exponent of f (2 for convolutional
@@ -404,7 +404,7 @@ class SimPool(_Pooling):
 
     def __init__(self, dim: int, gamma: float | None = 2.0, *, learn: bool = False):
         super().__init__(dim)
-        self.norm, self.query, self.key = _Norm(dim), _line(dim), _line(dim)
+        self.norm, self.query, self.key = ColumnNorm(dim), linear_map(dim), linear_map(dim)
         self.gamma = nn.Parameter(torch.tensor(gamma)) if learn else gamma
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Pooled:
@@ -416,10 +416,10 @@ class SimPool(_Pooling):
         else:
             weigh = power(self.gamma if not isinstance(self.gamma, Tensor) else self.gamma.clamp(min=0.1))
             step = Step(self.query, self.key, dot, attend, lambda k, q: k - k.amin(dim=(1, 2), keepdim=True), weigh)
-        return _pooled(*generalized(normed, _mean(flat), [step]), x)
+        return packed(*generalized(normed, _mean(flat), [step]), x)
 
 
-class EP(_Pooling):
+class EP(Pooling):
     """Efficient probing (Psomas et al., 2026): 32 learnt queries look at the raw map, each pools its own group of channels.
 
     No projection of queries or keys; values W_V X split into as many groups as there are queries.
@@ -429,14 +429,14 @@ class EP(_Pooling):
         super().__init__(dim)
         if dim % queries:
             raise ValueError(f"queries: expected a divisor of dim {dim}, found {queries}")
-        self.queries, self.value = nn.Parameter(0.02 * torch.randn(dim, queries)), _line(dim)
+        self.queries, self.value = nn.Parameter(0.02 * torch.randn(dim, queries)), linear_map(dim)
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Pooled:
         m = self.queries.shape[1]
         own = lambda v, a: (v.view(len(x), m, -1, v.shape[2]) * a.transpose(1, 2)[:, :, None]).sum(dim=3).flatten(1)[:, :, None]  # noqa: E731
         attend = lambda s: softmax(s / math.sqrt(x.shape[1]))  # noqa: E731
         step = Step(similarity=dot, attention=attend, value=lambda k, q: self.value(k), weigh=own)
-        return _pooled(*generalized(_flat(x), self.queries.expand(len(x), -1, -1), [step]), x)
+        return packed(*generalized(_flat(x), self.queries.expand(len(x), -1, -1), [step]), x)
 
 
 POOLINGS = {

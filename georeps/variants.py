@@ -25,7 +25,7 @@ LAYERS = [  # Table 3.12, right: what has a linear layer, what a LayerNorm; with
 ]  # fmt: skip
 
 
-class Variant(pooling._Pooling):
+class Variant(pooling.Pooling):
     """`linear` and `norm` name which of query, key and value have a linear layer and a LayerNorm. `across` takes the softmax over the k
     vectors and then normalises each column (h = eta_2(sigma_1)); with k = 1 that is uniform. `layers` are steps with parameters of their own,
     `iterations` steps that share them. `initial` is U0: "gap", a "learned" vector, or "norm", the map weighed by diag(X^T X).
@@ -50,20 +50,19 @@ class Variant(pooling._Pooling):
         norm: str = "kv",
     ):
         super().__init__(dim, 1 if concat else k)
-        for name, value, allowed in (
-            ("initial", initial, ("gap", "learned", "norm")), ("similarity", similarity, ("dot", "euclidean", "cosine")),
-            *((name, letter, "qkv") for name, value in (("linear", linear), ("norm", norm)) if value != "none" for letter in value),
-        ):  # fmt: skip
+        choices = [("initial", initial, ("gap", "learned", "norm")), ("similarity", similarity, ("dot", "euclidean", "cosine"))]
+        choices += [(name, letter, "qkv") for name, letters in (("linear", linear), ("norm", norm)) if letters != "none" for letter in letters]
+        for name, value, allowed in choices:
             if value not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, found {value!r}")
         self.gamma, self.heads, self.across, self.iterations = gamma, heads, across, iterations
         self.initial, self.similarity, self.vectors = initial, similarity, k
         # one LayerNorm serves key and value, as in Algorithm 2; a query's is its own
-        self.norm = pooling._Norm(dim) if set("kv") & set(norm) and norm != "none" else nn.Identity()
-        self.norm_q = pooling._Norm(dim) if "q" in norm else nn.Identity()
+        self.norm = pooling.ColumnNorm(dim) if set("kv") & set(norm) and norm != "none" else nn.Identity()
+        self.norm_q = pooling.ColumnNorm(dim) if "q" in norm else nn.Identity()
         self.normed = norm if norm != "none" else ""
         linears = linear if linear != "none" else ""
-        made = lambda letter: pooling._line(dim) if letter in linears else nn.Identity()  # noqa: E731
+        made = lambda letter: pooling.linear_map(dim) if letter in linears else nn.Identity()  # noqa: E731
         self.query = nn.ModuleList(made("q") for _ in range(layers))
         self.key = self.query if shared else nn.ModuleList(made("k") for _ in range(layers))
         self.value = nn.ModuleList(made("v") for _ in range(layers))
@@ -74,7 +73,7 @@ class Variant(pooling._Pooling):
         flat = x.flatten(2)
         normed = self.norm(flat)
         steps = [self._step(flat, normed, i) for i in range(len(self.query)) for _ in range(self.iterations)]
-        found = pooling._pooled(*pooling.generalized(flat, self._start(flat), steps), x)
+        found = pooling.packed(*pooling.generalized(flat, self._start(flat), steps), x)
         return found if self.join is None else pooling.Pooled(self.join(found.vector), found.attention)
 
     def _start(self, flat: Tensor) -> Float[Tensor, "b d k"]:

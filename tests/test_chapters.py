@@ -125,7 +125,7 @@ def test_a_kernel_that_dies_is_a_chapter_that_failed(small_book):
 def test_snakemake_plans_the_seeds_before_the_page_and_a_cluster_without_cores():
     plan = python("-m", "snakemake", "-n", "--forceall", "--config", "profile=laptop", "out=_build/none")
     assert plan.returncode == 0, plan.stderr[-2000:]
-    assert re.search(r"chapter +24\b", plan.stdout), "ten pages, and two more seeds of chapters 03, 04, 05, 08, 09, 11 and 12"
+    assert re.search(r"chapter +30\b", plan.stdout), "twelve pages, and two more seeds of chapters 03 to 09, 11 and 12"
     assert re.search(r"trunk +1\b", plan.stdout), "one frozen trunk for chapters 11 and 12"
     assert re.search(r"clip +1\b", plan.stdout), "one small CLIP for all who ask it"
 
@@ -236,11 +236,25 @@ def write_osv5m(root):
         located.write_osv5m(root, part, patches.images, patches.places.latlon, earth.admin_names(patches.places.latlon))
 
 
+def write_classes(root, parts=("",)):
+    """Class folders of random pictures of a colour a class, one set of them a part."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for part in parts:
+        for c in range(12):
+            (root / part / f"class {c:02d}").mkdir(parents=True)
+            for i in range(6):
+                pixels = np.clip(rng.normal(20 * c, 30, (20, 20, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / part / f"class {c:02d}" / f"{i}.png")
+
+
 def write_tree(root, layout):
     from georeps.data import export
 
     small = {"tiles": 4, "ground": (32, 64), "satellite": 32}
-    {"patterncom": write_patternnet, "freedom": write_freedom, "osv5m": write_osv5m, "pairs": write_pairs,
+    {"classes": write_classes, "train_val": functools.partial(write_classes, parts=("train", "val")), "patterncom": write_patternnet,
+     "freedom": write_freedom, "osv5m": write_osv5m, "pairs": write_pairs,
      "vigor": functools.partial(export.vigor, **small), "cvact": functools.partial(export.cvact, **small)}[layout](root)  # fmt: skip
 
 
@@ -279,6 +293,18 @@ def test_chapters_08_and_09_run_on_trees_of_patterncom_s_and_freedom_s_form(tmp_
     assert not any(m.startswith("attributes.clip") for m in found), "no caption is known of a reader's images"
     found = run_on_own_data(tmp_path / "nine", "09_domains", "freedom", "-y", "worlds: [ltll]")
     assert {"domains.ltll.freedom.avg", "domains.ltll.freedom.New", "domains.ltll.memory_database", "domains.ltll.oracle"} <= set(found)
+
+
+def test_chapter_06_runs_on_a_folder_of_class_folders(tmp_path):
+    found = run_on_own_data(tmp_path, "06_metrix", "classes", "-p", "layout", "folders", "-p", "batch", 12, "-p", "each", 3)
+    assert {"metrix.classes.contrastive.feature.map_at_r", "metrix.classes.proxy_anchor.clean.r1", "metrix.positivity.trained.gap"} <= set(found)
+    assert not any(m.startswith("metrix.instances") for m in found), "a reader's tree is one world"
+
+
+def test_chapter_07_runs_on_a_folder_of_train_and_val(tmp_path):
+    found = run_on_own_data(tmp_path, "07_pooling", "train_val", "-y", "tournament: [gap, simpool]")
+    assert {"pooling.tournament.simpool.accuracy", "pooling.self_supervised.vit.simpool.knn", "pooling.gamma.resnet.g2_0.accuracy"} <= set(found)
+    assert not any(m.startswith(("pooling.boxes", "pooling.background", "pooling.segmentation")) for m in found), "these need boxes and masks"
 
 
 def test_chapter_11_runs_on_a_tree_of_osv5m_s_form(tmp_path):
