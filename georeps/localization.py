@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from scipy import ndimage
 from torch import Tensor
 
@@ -29,6 +29,20 @@ def max_box_acc_v2(
         raise ValueError(f"boxes: expected those of {len(maps)} maps, found {len(boxes)}")
     best = np.stack([_best_by_threshold(m, own, steps) for m, own in zip(resized(maps, size).numpy(), boxes, strict=True)])
     return 100 * float(np.mean([(best >= overlap).mean(axis=0).max() for overlap in overlaps]))
+
+
+def attention_auc(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n s s"]) -> Float[Tensor, "n"]:
+    """Of each image, how often a pixel of the object has more attention than one beside it: 1/2 for an even map, whatever the object's size.
+
+    NaN where an image is all object or has none.
+    """
+    large = F.interpolate(maps[:, None].float(), size=masks.shape[1:], mode="bilinear")[:, 0].flatten(1)
+    found = []
+    for a, own in zip(large, masks.flatten(1), strict=True):
+        inside, beside = a[own], a[~own].sort().values
+        below = torch.searchsorted(beside, inside) + torch.searchsorted(beside, inside, right=True)
+        found.append(below.double().mean() / (2 * len(beside)) if len(inside) and len(beside) else torch.tensor(float("nan")))
+    return torch.stack(found).float()
 
 
 def resized(maps: Float[Tensor, "n h w"], size: int) -> Float[Tensor, "n s s"]:

@@ -148,8 +148,11 @@ def landmark_ap(
     return torch.stack(found).double()
 
 
+UNMATCHED = 2**62  # a rank that no k reaches
+
+
 class ClassRetrieval(NamedTuple):
-    rank: Int64[Tensor, "q"]  # of the first of the query's class, 0 = best; the gallery's size where there is none
+    rank: Int64[Tensor, "q"]  # of the first of the query's class, 0 = best; UNMATCHED where there is none
     map_at_r: Float64[Tensor, "q"]  # NaN where there is none
 
 
@@ -181,9 +184,9 @@ def class_retrieval(
         places = hit_places(scores, [row.nonzero()[:, 0] for row in same])
         r = same.sum(dim=1)
         if places.shape[1]:
-            first = torch.where(r > 0, places[:, 0] - 1, len(gallery))
+            first = torch.where(r > 0, places[:, 0] - 1, UNMATCHED)
         else:
-            first = torch.full_like(r, len(gallery))
+            first = torch.full_like(r, UNMATCHED)
         found = torch.arange(1, places.shape[1] + 1, device=places.device, dtype=torch.float64)
         within = (places > 0) & (places <= r[:, None])
         ranks.append(first)

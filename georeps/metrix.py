@@ -141,11 +141,10 @@ class Metrix(nn.Module):
 
     `model` is an `encoders.Descriptor`; `labels` are classes 0.. of all images; `fetch(index)` gives uint8 images, `augment` makes them floats.
     Without mixups the clean loss; of several one is drawn each step. Embeddings and features are computed once a step; input mixup needs a
-    second pass, for its negatives are known after the first. Proxies, where the loss has some, are rows of length 1 / `speed`: normalised they
-    turn `speed` times as fast as rows of length 1 under Adam, which stands for the proxies' own learning rate. `centres` proxies a class
-    are SoftTriple's; `mine` chooses among positives and negatives (`losses.easy_positive`). `mean` averages over an anchor's
-    positives and over its negatives, as published code does; Eq. 2.3 and 2.9 sum. `synthesis` is Proxy Synthesis (Gu et al., 2021): mixed
-    embeddings and as mixed proxies are new classes.
+    second pass, for its negatives are known after the first. Proxies, where the loss has some, start as rows of length 1 / `speed`: normalised
+    they turn under Adam about `speed` times as fast as rows of length 1, the slower the longer they grow, which stands for the proxies' own
+    learning rate; do not clip gradients then. `centres` proxies a class are SoftTriple's; `mine` chooses among positives and negatives
+    (`losses.easy_positive`). `synthesis` is Proxy Synthesis (Gu et al., 2021): mixed embeddings and as mixed proxies are new classes.
 
     With proxies as positives and negatives (ProxyNCA++) no set M(a) holds examples; here mixed examples are then the anchors, and
     their labels to the two classes' proxies are lambda and 1 - lambda. In evaluation mode the clean loss alone is computed.
@@ -164,12 +163,11 @@ class Metrix(nn.Module):
         mine: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         centres: int = 1,
         speed: float = 10.0,
-        mean: bool = False,
         synthesis: bool = False,
     ):
         super().__init__()
         self.model, self.loss, self.fetch, self.augment = model, loss, fetch, augment
-        self.mixups, self.mine, self.centres, self.mean, self.synthesis = mixups, mine, centres, mean, synthesis
+        self.mixups, self.mine, self.centres, self.synthesis = mixups, mine, centres, synthesis
         self.register_buffer("labels", labels)
         self.anchor, self.other = getattr(loss, "anchor", "example"), getattr(loss, "other", "example")
         if "proxy" in (self.anchor, self.other):
@@ -187,7 +185,7 @@ class Metrix(nn.Module):
         if self.synthesis and self.training:
             return self._synthesised(e, y)
         similarity, positive, negative = self._clean(e, y)
-        error = self._mean(similarity, *(self.mine(similarity, positive, negative) if self.mine else (positive, negative)))
+        error = self.loss(similarity, *(self.mine(similarity, positive, negative) if self.mine else (positive, negative))).mean()
         if not self.mixups or not self.training:
             return error
         mixup = self.mixups[int(torch.randint(len(self.mixups), ()))]
@@ -199,7 +197,7 @@ class Metrix(nn.Module):
             return error
         anchors = e if self.anchor == "example" else self.unit_proxies()
         weights = chosen.weights(lam) if mixup.label == "mixed" else (torch.zeros_like(chosen.member), chosen.member)
-        return error + mixup.strength * self._mean(anchors @ v.T, *weights)
+        return error + mixup.strength * self.loss(anchors @ v.T, *weights).mean()
 
     def mixed(
         self, mixup: Mixup, pairs: Pair, images: Tensor, grid: Tensor, e: Float[Tensor, "b d"], y: Int64[Tensor, "b"]
@@ -244,8 +242,8 @@ class Metrix(nn.Module):
     def _mixed_anchors(self, mixup: Mixup, images, grid, e, y) -> Float[Tensor, ""]:
         """Mixed examples as anchors, against proxies or clean examples, whose labels are those of the two sources mixed."""
         apart = y[:, None] != y[None]
-        if mixup.anchor == "mixed":  # i-Mix: a permutation
-            first, second = torch.arange(len(y), device=y.device), torch.randperm(len(y), device=y.device)
+        if mixup.anchor == "mixed":  # i-Mix: each with one of another class
+            first, second = torch.arange(len(y), device=y.device), torch.multinomial(apart.float(), 1)[:, 0]
         else:
             near = apart if mixup.hardest is None else hardest((e @ e.T).detach(), apart, mixup.hardest)
             first, second = near.nonzero(as_tuple=True)
@@ -254,7 +252,7 @@ class Metrix(nn.Module):
         classes = torch.arange(len(self.proxies) // self.centres, device=y.device) if self.other == "proxy" else y
         same = (y[:, None] == classes).to(v)
         label = mix(same[first], same[second], lam)
-        return self._mean(self._to_proxies(v) if self.other == "proxy" else v @ e.T, label, 1 - label)
+        return self.loss(self._to_proxies(v) if self.other == "proxy" else v @ e.T, label, 1 - label).mean()
 
     def _synthesised(self, e: Tensor, y: Tensor) -> Float[Tensor, ""]:
         """Proxy Synthesis: the loss on the batch and as many mixed examples, each a class of its own with a mixed proxy."""
@@ -267,16 +265,11 @@ class Metrix(nn.Module):
         new = torch.arange(len(first), device=y.device) + len(proxies)
         proxies = torch.cat([proxies, F.normalize(mix(proxies[y[first]], proxies[y[second]], lam), dim=1)])
         same = torch.arange(len(proxies), device=y.device)[:, None] == torch.cat([y, new])
-        return self._mean(proxies @ e.T, same, ~same)
+        return self.loss(proxies @ e.T, same, ~same).mean()
 
     def _lambda(self, mixup: Mixup, m: int, device: torch.device) -> Float[Tensor, "m"]:
         n = m if mixup.per == "pair" else 1
         return (mixup.largest * torch.distributions.Beta(mixup.alpha, mixup.alpha).sample((n,))).expand(m).to(device)
-
-    def _mean(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Float[Tensor, ""]:
-        if self.mean:
-            positive, negative = (w / w.sum(dim=1, keepdim=True).clamp(min=1e-12) for w in (positive, negative))
-        return self.loss(similarity, positive, negative).mean()
 
 
 def acts_as_positive(

@@ -8,7 +8,9 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +58,12 @@ def average(v: Float[Tensor, "b n p"], a: Float[Tensor, "b p k"]) -> Float[Tenso
 
 def power(gamma: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """f = f_alpha with gamma = (1 - alpha) / 2 (Eq. 3.9): the weighted power mean of values that are not negative."""
-    return lambda v, a: ((v.clamp(min=0) + EPS).pow(gamma) @ a).clamp(min=EPS**2).pow(1 / gamma)
+
+    def weigh(v: Tensor, a: Tensor) -> Tensor:
+        with nullcontext() if v.is_meta else torch.autocast(v.device.type, enabled=False):  # a power leaves the range of 16 bits
+            return ((v.float().clamp(min=0) + EPS).pow(gamma) @ a.float()).clamp(min=EPS**2).pow(1 / gamma)
+
+    return weigh
 
 
 @dataclass(frozen=True)
@@ -83,12 +90,8 @@ def generalized(x: Float[Tensor, "b d p"], u: Float[Tensor, "b e k"], steps: Seq
     return u, a
 
 
-def _flat(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d p"]:
-    return x.flatten(2)
-
-
-def _mean(x: Float[Tensor, "b d p"]) -> Float[Tensor, "b d 1"]:
-    return x.mean(dim=2, keepdim=True)
+_flat = partial(torch.flatten, start_dim=2)  # "b d h w" -> "b d p"
+_mean = partial(torch.mean, dim=2, keepdim=True)  # "b d p" -> "b d 1"
 
 
 def packed(u: Float[Tensor, "b d k"], a: Tensor | None, x: Float[Tensor, "b d h w"]) -> Pooled:
@@ -112,11 +115,7 @@ class _Fixed(Pooling):
     """Group 1: one step whose attention is fixed."""
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Pooled:
-        flat = _flat(x)
-        return packed(generalized(flat, flat[:, :, :1], [Step(weigh=self.weigh)])[0], None, x)
-
-    def weigh(self, v: Tensor, a: Tensor) -> Tensor:
-        raise NotImplementedError
+        return packed(generalized(_flat(x), _flat(x)[:, :, :1], [Step(weigh=self.weigh)])[0], None, x)
 
 
 class GAP(_Fixed):
@@ -297,7 +296,8 @@ class Slot(Pooling):
             return g + self.mlp(self.norm_g(g))
 
         flat = self.norm_x(_flat(x))
-        step = Step(lambda u: self.query(self.norm_u(u)), self.key, dot, compete, lambda k, q: self.value(k), pooled=update)
+        key, value = self.key(flat), self.value(flat)  # the features stay, so these do
+        step = Step(lambda u: self.query(self.norm_u(u)), lambda x: key, dot, compete, lambda x, q: value, pooled=update)
         return packed(*generalized(flat, self.mean + self.log_std.exp() * noise, [step] * self.iterations), x)
 
 
@@ -398,14 +398,20 @@ class SimPool(Pooling):
     """Algorithm 2: attention of the map to its own average, then a power mean.
 
     a = softmax((W_K LN(X))^T W_Q GAP(X) / sqrt(d));  u = f^-1(f(LN(X) - min) a). `gamma` is the exponent of f (2 for convolutional
-    networks, 1.25 for transformers), None the plain average of LN(X); `learn` makes it a parameter. The minimum is over all of an
-    image (Eq. 3.69): published code takes it over the batch, so that an embedding depends on its batch-mates.
+    networks, 1.25 for transformers), None the plain average of LN(X); `learn` makes a tenth of its logarithm a parameter, as if gamma had ten
+    times the rate. The minimum is over all of an image (Eq. 3.69): published code takes it over the batch, so that an embedding
+    depends on its batch-mates.
     """
 
     def __init__(self, dim: int, gamma: float | None = 2.0, *, learn: bool = False):
         super().__init__(dim)
         self.norm, self.query, self.key = ColumnNorm(dim), linear_map(dim), linear_map(dim)
-        self.gamma = nn.Parameter(torch.tensor(gamma)) if learn else gamma
+        self.fixed = gamma
+        self.log_gamma = nn.Parameter(torch.tensor(math.log(gamma) / 10)) if learn else None
+
+    @property
+    def gamma(self) -> float | Tensor | None:
+        return self.fixed if self.log_gamma is None else (10 * self.log_gamma).clamp(-2, 4).exp()
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Pooled:
         flat = _flat(x)
@@ -414,8 +420,7 @@ class SimPool(Pooling):
         if self.gamma is None:
             step = Step(self.query, self.key, dot, attend)
         else:
-            weigh = power(self.gamma if not isinstance(self.gamma, Tensor) else self.gamma.clamp(min=0.1))
-            step = Step(self.query, self.key, dot, attend, lambda k, q: k - k.amin(dim=(1, 2), keepdim=True), weigh)
+            step = Step(self.query, self.key, dot, attend, lambda k, q: k - k.amin(dim=(1, 2), keepdim=True), power(self.gamma))
         return packed(*generalized(normed, _mean(flat), [step]), x)
 
 

@@ -67,7 +67,7 @@ def test_parameters_are_those_the_paper_prints(name):
         params, gflops = backbones.cost(full_size)
         if (name, method) != ("resnet18", "cait"):
             assert params == pytest.approx(paper[f"pooling.cost.{name}.{method}.params"], abs=0.12), method
-        if name != "vit" and method != "slot":
+        if name != "vit":  # whose attention's products the paper leaves out
             assert gflops == pytest.approx(paper[f"pooling.cost.{name}.{method}.gflops"], rel=0.02), method
 
 

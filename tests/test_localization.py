@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from sklearn.metrics import jaccard_score
+from sklearn.metrics import jaccard_score, roc_auc_score
 
 from georeps import localization
 
@@ -48,6 +48,15 @@ def test_the_score_is_the_mean_of_three_overlaps_each_at_its_best_threshold():
     assert localization.max_box_acc_v2(whole, boxes, size=10, steps=10) == pytest.approx(200 / 3)
     graded = blob(10, 0, 0, 9, 4)[None] + 0.5 * blob(10, 0, 5, 9, 9)[None]  # at one threshold all, at another the object
     assert localization.max_box_acc_v2(graded, boxes, size=10, steps=10) == 100
+
+
+def test_attention_auc_is_the_library_s_and_one_half_for_an_even_map():
+    generator = torch.Generator().manual_seed(0)
+    maps, masks = torch.rand(3, 8, 8, generator=generator), torch.rand(3, 8, 8, generator=generator) > 0.7
+    found = localization.attention_auc(maps, masks)
+    assert found.tolist() == pytest.approx([roc_auc_score(m.flatten(), a.flatten()) for m, a in zip(masks, maps, strict=True)])
+    assert localization.attention_auc(torch.ones(1, 4, 4), masks[:1]).tolist() == [0.5]
+    assert bool(localization.attention_auc(torch.ones(1, 4, 4), torch.zeros(1, 8, 8, dtype=torch.bool)).isnan())
 
 
 def test_dino_seg_boxes_the_largest_region_of_the_mass():

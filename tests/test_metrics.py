@@ -155,5 +155,5 @@ def test_class_retrieval_is_the_library_s_map_at_r_and_precision_at_1():
 def test_class_retrieval_in_a_gallery_counts_who_has_no_match_and_ties_against_the_query():
     gallery, classes = torch.eye(3), torch.tensor([0, 1, 1])
     found = metrics.class_retrieval(torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 0, 1, 5]), gallery, classes)
-    assert found.rank.tolist() == [0, 2, 0, 3]  # the second finds its class tied with a wrong one at 0, after another at 1; the last has none
+    assert found.rank.tolist() == [0, 2, 0, metrics.UNMATCHED]  # the second finds its class tied with a wrong one at 0, after another at 1; the last has none
     assert found.map_at_r[:3].tolist() == [1.0, 0.0, 0.5] and bool(found.map_at_r[3].isnan())

@@ -71,7 +71,7 @@ def test_lse_is_timm_s():
 def test_gem_runs_from_the_average_to_the_maximum():
     positive = X.abs()
     torch.testing.assert_close(made("gem", gamma=1.0)(positive).vector, positive.mean(dim=(2, 3)), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(made("gem", gamma=60.0)(positive.double()).vector, positive.double().amax(dim=(2, 3)), rtol=0.06, atol=0)
+    torch.testing.assert_close(made("gem", gamma=20.0)(positive).vector, positive.amax(dim=(2, 3)), rtol=0.16, atol=0)
 
 
 def test_how_weighs_local_means_by_squared_norms():
@@ -175,6 +175,7 @@ def test_gamma_1_is_the_average_up_to_the_minimum_and_a_learnt_gamma_starts_ther
     least = plain.norm(FLAT).amin(dim=(1, 2))[:, None]
     torch.testing.assert_close(one(X).vector + least, plain(X).vector, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(learnt(X).vector, one(X).vector)
+    assert {n for n, _ in learnt.named_parameters()} - {n for n, _ in one.named_parameters()} == {"log_gamma"}
 
 
 def test_efficient_probing_pools_each_group_with_its_query():

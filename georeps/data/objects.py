@@ -4,7 +4,8 @@
     objects.images(found, size=48), objects.masks(found, size=48), objects.boxes(found, size=48)
     objects.backgrounds(images, masks, boxes, labels)      Only-FG, Mixed-Same, Mixed-Rand, ... (Xiao et al., 2021; dissertation, Table 3.7)
 
-Each scene is zoomed and shifted, so that where an object lies and how large it is cannot be guessed.
+Each scene is zoomed and shifted, so that where an object lies and how large it is cannot be guessed; half of the objects lie in the surroundings
+of a tile of any folder, so that the surroundings tell the class as they do in photographs: often, not always.
 """
 
 import hashlib
@@ -35,10 +36,11 @@ class Placed:
     tile: patterns.Tile
     zoom: float
     shift: tuple[float, float]  # tile sides
+    behind: patterns.Tile | None = None  # in whose surroundings the object lies; None: its own
 
 
-def draw(folders: Sequence[str], n: int, *, seed: int, zoom: tuple[float, float] = (0.6, 1.0), shift: float = 0.2) -> list[Placed]:
-    """n tiles of each folder."""
+def draw(folders: Sequence[str], n: int, *, seed: int, zoom: tuple[float, float] = (0.6, 1.0), shift: float = 0.2, own: float = 0.5) -> list[Placed]:
+    """n tiles of each folder, a share `own` of them in the surroundings that the folder's scenes have."""
     unknown = [f for f in folders if f not in (*SEEN, *UNSEEN)]
     if unknown:
         raise ValueError(f"folders: expected some of {', '.join((*SEEN, *UNSEEN))}, found {', '.join(unknown)}")
@@ -49,7 +51,11 @@ def draw(folders: Sequence[str], n: int, *, seed: int, zoom: tuple[float, float]
             key = patterns.seed_of("objects", seed, folder, i)
             rng = np.random.default_rng(key)
             tile = patterns.Tile(folder, shown[i % len(shown)], scene=key)
-            found.append(Placed(tile, float(rng.uniform(*zoom)), tuple(rng.uniform(-shift, shift, 2).tolist())))
+            place = float(rng.uniform(*zoom)), tuple(rng.uniform(-shift, shift, 2).tolist())
+            other = str(rng.choice(patterns.FOLDERS))
+            values = patterns.values(other)
+            behind = patterns.Tile(other, values[0] if values else None, scene=int(rng.integers(2**40)))
+            found.append(Placed(tile, *place, behind if rng.random() >= own else None))
     return found
 
 
@@ -97,7 +103,7 @@ def boxes(placed: Sequence[Placed], *, size: int) -> list[Float[Tensor, "m 4"]]:
 def backgrounds(
     pixels: UInt8[Tensor, "n 3 s s"], mask: Bool[Tensor, "n s s"], box: Sequence[Float[Tensor, "_ 4"]], label: Int64[Tensor, "n"], *, seed: int = 0
 ) -> dict[str, UInt8[Tensor, "n 3 s s"]]:
-    """The variants of ImageNet-9: "of" foreground on black, "ms", "mr", "mn" on a background of the same, a random, the next class, "nf" the
+    """The variants of ImageNet-9: "of" foreground on black, "ms", "mr", "mn" on a background of the same, a random other, the next class, "nf" the
     foreground black, "obb" its box black, "obt" the box filled with what lies beside it; "in9" as it is.
     """
     rng = np.random.default_rng(seed)
@@ -111,8 +117,11 @@ def backgrounds(
     front = mask[:, None]
     found = {"in9": pixels, "of": torch.where(front, pixels, 0), "nf": torch.where(front, 0, pixels),
              "obb": torch.where(inside[:, None], 0, pixels), "obt": tiled}  # fmt: skip
-    for name, other in (("ms", lambda c: c), ("mr", lambda c: int(rng.integers(classes))), ("mn", lambda c: (c + 1) % classes)):
-        behind = torch.tensor([int(rng.choice(groups[other(int(c))])) for c in label])
+    for name, step in (("ms", lambda: 0), ("mr", lambda: int(rng.integers(1, classes))), ("mn", lambda: 1)):
+        behind = []
+        for i, c in enumerate(label.tolist()):
+            group = groups[(c + step()) % classes]
+            behind.append(int(rng.choice(group[group != i] if len(group) > 1 else group)))
         found[name] = torch.where(front, pixels, tiled[behind])
     return found
 
@@ -135,6 +144,10 @@ def _tile_over(x: UInt8[Tensor, "3 s s"], inside: Bool[Tensor, "s s"]) -> UInt8[
 def _scene(p: Placed) -> paint.Scene:
     scene = patterns.scene(p.tile)
     scene.move(zoom=p.zoom, shift=p.shift)
+    if p.behind is not None:
+        other = patterns.scene(p.behind)
+        scene.ground = other.ground
+        scene.shapes = [s for s in other.shapes if s.item < 0] + [s for s in scene.shapes if s.item >= 0]
     return scene
 
 

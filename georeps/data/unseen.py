@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from georeps import metrics
@@ -95,6 +95,12 @@ def balanced(labels: Int64[Tensor, "n"], batch: int, each: int, *, seed: int):
         return found
 
     return batches
+
+
+def flipped(pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Bytes to [0, 1], each image mirrored or not."""
+    x = pixels.float() / 255
+    return torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
 
 
 def judge(model: torch.nn.Module, part: Part, ks: Sequence[int], describe) -> dict[str, float]:
