@@ -2,8 +2,7 @@
 
     Q = phi_Q(U);  K = phi_K(X);  A = h(S(K, Q));  V = phi_V(X);  Z = f^-1(f(V) A);  X <- phi_X(X);  U <- phi_U(Z)
 
-`generalized` is Algorithm 1, and `Step()`, with nothing chosen, is global average pooling. `POOLINGS` names every instance; each maps a
-"b d h w" map to `Pooled(vector, attention)`.
+`generalized` is Algorithm 1; `Step()`, with nothing chosen, is the average. `POOLINGS`: names -> maps "b d h w" to `Pooled(vector, attention)`.
 """
 
 import math
@@ -51,16 +50,19 @@ def softmax(s: Float[Tensor, "b p k"]) -> Float[Tensor, "b p k"]:
     return s.softmax(dim=1)
 
 
-def average(v: Float[Tensor, "b n p"], a: Float[Tensor, "b p k"]) -> Float[Tensor, "b n k"]:
-    """f = id."""
-    return v @ a
+average = torch.matmul  # f = id
+
+
+def full(x: Tensor):
+    """A context without autocast: powers and Cholesky factors need 32 bits."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def power(gamma: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """f = f_alpha with gamma = (1 - alpha) / 2 (Eq. 3.9): the weighted power mean of values that are not negative."""
 
     def weigh(v: Tensor, a: Tensor) -> Tensor:
-        with nullcontext() if v.is_meta else torch.autocast(v.device.type, enabled=False):  # a power leaves the range of 16 bits
+        with full(v):
             return ((v.float().clamp(min=0) + EPS).pow(gamma) @ a.float()).clamp(min=EPS**2).pow(1 / gamma)
 
     return weigh
@@ -208,16 +210,16 @@ class OTK(Pooling):
         unit = F.normalize(_flat(x), dim=1)
         references = F.normalize(self.references, dim=0).expand(len(x), -1, -1)
         plan = lambda s: sinkhorn(s / self.eps, self.iterations)  # noqa: E731
-        scale = self.k * math.sqrt(x.shape[1])
-        step = Step(similarity=minus_squared, attention=plan, value=lambda k, q: self._kernel(k), pooled=lambda z, u: scale * z)
+        step = Step(similarity=minus_squared, attention=plan, value=lambda k, q: self._kernel(k), pooled=lambda z, u: self.out_dim / x.shape[1] ** 0.5 * z)
         return packed(*generalized(unit, references, [step]), x)
 
     def _kernel(self, x: Float[Tensor, "b d p"]) -> Float[Tensor, "b d p"]:
         """psi with psi(x)^T psi(y) = K_xW K_WW^-1 K_Wy."""
         anchors = F.normalize(self.anchors, dim=0)
         kernel = lambda y: ((anchors.T @ y - 1) / self.sigma**2).exp()  # noqa: E731  of columns of length 1
-        root = torch.linalg.cholesky(kernel(anchors) + 1e-3 * torch.eye(anchors.shape[1], device=x.device))
-        return torch.linalg.solve_triangular(root, kernel(x), upper=False)
+        with full(x):
+            root = torch.linalg.cholesky(kernel(anchors) + 1e-3 * torch.eye(anchors.shape[1], device=x.device))
+            return torch.linalg.solve_triangular(root, kernel(x.float()), upper=False)
 
 
 def sinkhorn(s: Float[Tensor, "b p k"], iterations: int) -> Float[Tensor, "b p k"]:
@@ -241,8 +243,7 @@ class KMeans(Pooling):
 
 def kmeans(x: Float[Tensor, "b d p"], k: int, iterations: int, *, random: bool) -> tuple[Tensor, Tensor]:
     """Centroids "b d k" and normalised assignments "b p k"; an empty cluster keeps its centroid."""
-    p = x.shape[2]
-    if k > p:
+    if k > (p := x.shape[2]):
         raise ValueError(f"k: expected at most {p} centroids (the locations), found {k}")
     at = torch.randperm(p, device=x.device)[:k] if random else torch.linspace(0, p - 1, k, device=x.device).round().long()
 
@@ -284,10 +285,9 @@ class Slot(Pooling):
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Pooled:
         noise = torch.randn(len(x), *self.noise.shape, device=x.device) if self.training else self.noise.expand(len(x), -1, -1)
-        scale = 1 / math.sqrt(x.shape[1])
 
         def compete(s: Tensor) -> Tensor:  # softmax over the slots, then each slot's weights sum to 1
-            a = (s * scale).softmax(dim=2) + 1e-8
+            a = (s / math.sqrt(x.shape[1])).softmax(dim=2) + 1e-8
             return a / a.sum(dim=1, keepdim=True)
 
         def update(z: Tensor, u: Tensor) -> Tensor:

@@ -48,6 +48,15 @@ def test_poolings_but_those_with_a_neighbourhood_do_not_see_where_a_location_lie
     torch.testing.assert_close(pool(mixed).vector, pool(X).vector, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", pooling.POOLINGS)
+def test_poolings_survive_bfloat16(name):
+    pool, x = made(name).train(), X.bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pool(x).vector
+    found.float().sum().backward()
+    assert bool(found.isfinite().all()) and bool(x.grad.isfinite().all()) and all(bool(p.grad.isfinite().all()) for p in pool.parameters() if p.grad is not None)
+
+
 def test_a_step_with_nothing_chosen_is_the_average():
     u, a = pooling.generalized(FLAT, FLAT[:, :, :1], [pooling.Step()])
     torch.testing.assert_close(u[:, :, 0], X.mean(dim=(2, 3)))
