@@ -131,7 +131,7 @@ class Classifier(nn.Module):
 
 
 class Recognition(nn.Module):
-    """A step of supervised training: indices of images -> cross-entropy. Images are flipped and turned by quarters: from above there is no up."""
+    """A step of supervised training: indices of images -> cross-entropy. Images are flipped and, with `turn`, turned by quarters: from above there is no up."""
 
     def __init__(self, model: nn.Module, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, "n"], *, turn: bool = True):
         super().__init__()

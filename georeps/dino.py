@@ -41,7 +41,7 @@ class Dino(nn.Module):
     """A step of training: indices of images -> loss (`train.fit` calls it). What has learned is `student.model`.
 
     `model.vector(image)` is trained (a `backbones.Classifier`, whose own linear layer stays out). Two large views a step and `small` small ones;
-    here small views have the pixels of large ones. The teacher is the student's momentum average; its centre, an average of its
+    here small views have the pixels of large ones. `upright` images are never turned upside down, as photographs want. The teacher is the student's momentum average; its centre, an average of its
     outputs, keeps one prototype from taking all. In evaluation mode nothing is updated.
     """
 
@@ -57,6 +57,7 @@ class Dino(nn.Module):
         teacher_temperature: float = 0.04,
         student_temperature: float = 0.1,
         large_crop: float = 0.25,
+        upright: bool = False,
     ):
         super().__init__()
         for name, value in (("momentum", momentum), ("large_crop", large_crop)):
@@ -68,7 +69,7 @@ class Dino(nn.Module):
         self.fetch, self.small, self.momentum, self.large_crop = fetch, small, momentum, large_crop
         self.temperatures = teacher_temperature, student_temperature
         self.look = v2.Compose([
-            v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(),
+            v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(0.0 if upright else 0.5),
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8), v2.RandomGrayscale(p=0.2),
         ])  # fmt: skip
 

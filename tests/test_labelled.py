@@ -96,7 +96,9 @@ def test_a_folder_a_class_is_split_by_class(tmp_path):
         picture(tmp_path / name / "1.png")
     assert labelled.class_folders(tmp_path).names == ["ash", "birch"]
     assert labelled.class_folders(tmp_path, "test").names == ["cedar", "douglas fir"]
-    assert len(labelled.class_folders(tmp_path, "all").files) == 4
+    (tmp_path / "ash" / "notes.txt").write_text("of the summer")
+    found = labelled.class_folders(tmp_path, "all")
+    assert len(found.files) == 4 and [p[-9:] for p in found.left_out["no images"]] == ["notes.txt"]
     (tmp_path / "ash" / "1.png").unlink()
     with pytest.raises(ValueError, match="found none in ash"):
         labelled.class_folders(tmp_path)

@@ -6,7 +6,7 @@ a number raises an error that names file and line.
 
 import pickle
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -96,7 +96,10 @@ def in_shop(
 
 
 def class_folders(root: Path | str, part: Literal["train", "test", "all"] = "train") -> Labelled:
-    """A folder of your own, one folder of images a class: of the classes in alphabetical order the first half trains, the second tests."""
+    """A folder of your own, one folder of images a class: of the classes in alphabetical order the first half trains, the second tests.
+
+    Files of other kinds are named in `left_out`.
+    """
     if part != "all":
         _check_part(part)
     root = Path(root)
@@ -112,7 +115,9 @@ def class_folders(root: Path | str, part: Literal["train", "test", "all"] = "tra
     empty = [c.name for c in half if c.name not in {name for _, name in rows}]
     if empty:
         raise ValueError(f"{root}: expected images ({', '.join(images.SUFFIXES)}) in every folder, found none in {', '.join(empty)}")
-    return _labelled(rows, root, "error")
+    found = _labelled(rows, root, "error")
+    other = [str(p) for c in half for p in sorted(c.iterdir()) if not p.name.startswith(".") and p.suffix.lower() not in images.SUFFIXES]
+    return replace(found, left_out={"no images": other} if other else {})
 
 
 def landmarks(root: Path | str, name: Literal["roxford5k", "rparis6k"]) -> Landmarks:

@@ -104,7 +104,10 @@ def flipped(pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
 
 
 def judge(model: torch.nn.Module, part: Part, ks: Sequence[int], describe) -> dict[str, float]:
-    """R@k and MAP@R in percent of a part whose images `describe(model, images)` turns into unit rows."""
+    """R@k and MAP@R in percent of a part whose images `describe(model, images)` turns into unit rows.
+
+    A query without another of its class is a miss to R@k and not counted in MAP@R, which is not defined for it.
+    """
     queries = describe(model, part.images)
     gallery = () if part.gallery is None else (describe(model, part.gallery[0]), part.gallery[1])
     found = metrics.class_retrieval(queries, part.labels, *gallery)
