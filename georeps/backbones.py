@@ -162,18 +162,6 @@ def published(name: Literal["resnet18", "resnet50", "convnext", "vit"], *, cls: 
     return trunk
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, images: UInt8[Tensor, "n 3 h w"], what: str = "forward", *, batch: int = 256) -> Tensor | None:
-    """What a method of the model gives for uint8 images, batch by batch in evaluation mode, on CPU; the mode it was in is restored."""
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
-    try:
-        parts = [getattr(model, what)(part.to(device).float() / 255) for part in images.split(batch)]
-    finally:
-        model.train(training)
-    return None if parts[0] is None else torch.cat([part.float().cpu() for part in parts])
-
-
 def cost(make: Callable[[], Classifier], size: int = 224) -> tuple[float, float]:
     """Millions of parameters, and billions of multiply-adds for one image (what the field calls GFLOPs), on meta tensors: nothing is computed."""
     with torch.device("meta"):

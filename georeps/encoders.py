@@ -132,17 +132,21 @@ class _Vector(nn.Module):
         return self.pool(grid).vector
 
 
-@torch.no_grad()
 def describe(encoder: nn.Module, images: Tensor, *, batch: int = 256) -> Float[Tensor, "n d"]:
-    """Descriptors of uint8 images "n 3 h w", batch by batch on the encoder's device, in evaluation mode; float32 on CPU.
+    """Descriptors of uint8 images "n 3 h w": `evaluate` of an encoder's forward pass."""
+    return evaluate(encoder, images, batch=batch)
 
-    The mode the encoder was in is restored.
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: UInt8[Tensor, "n c h w"], what: str = "forward", *, batch: int = 256) -> Tensor | None:
+    """What a method of the model gives for uint8 images, batch by batch on its device in evaluation mode; float32 on CPU, None where it gives None.
+
+    The mode the model was in is restored.
     """
-    device = next(encoder.parameters()).device
-    training = encoder.training
-    encoder.eval()
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
     try:
-        parts = [encoder(part.to(device).float() / 255).float().cpu() for part in images.split(batch)]
+        parts = [(model if what == "forward" else getattr(model, what))(part.to(device).float() / 255) for part in images.split(batch)]
     finally:
-        encoder.train(training)
-    return torch.cat(parts)
+        model.train(training)
+    return None if parts[0] is None else torch.cat([part.float().cpu() for part in parts])

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from georeps import backbones, dino, pooling, study, train
+from georeps import backbones, dino, encoders, pooling, study, train
 
 IMAGES = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -22,8 +22,8 @@ def test_trunks_give_a_grid_that_any_pooling_takes(name):
     assert trunk(IMAGES.float() / 255).shape == (6, 32, 4, 4) and trunk.out_dim == 32
     for pool in ("gap", "slot", "simpool"):
         model = backbones.Classifier(trunk, pooling.POOLINGS[pool](32), 5)
-        assert backbones.evaluate(model, IMAGES, batch=4).shape == (6, 5)
-        maps = backbones.evaluate(model, IMAGES, "attention")
+        assert encoders.evaluate(model, IMAGES, batch=4).shape == (6, 5)
+        maps = encoders.evaluate(model, IMAGES, "attention")
         assert maps is None if pool == "gap" else maps.shape == (6, 4, 4)
 
 
