@@ -41,7 +41,8 @@ class Dino(nn.Module):
     """A step of training: indices of images -> loss (`train.fit` calls it). What has learned is `student.model`.
 
     `model.vector(image)` is trained (a `backbones.Classifier`, whose own linear layer stays out). Two large views a step and `small` small ones;
-    here small views have the pixels of large ones. `upright` images are never turned upside down, as photographs want. The teacher is the student's momentum average; its centre, an average of its
+    here small views have the pixels of large ones.
+    `upright` images are never turned upside down, as photographs want. The teacher is the student's momentum average; its centre, an average of its
     outputs, keeps one prototype from taking all. In evaluation mode nothing is updated.
     """
 

@@ -141,9 +141,11 @@ class Metrix(nn.Module):
 
     `model` is an `encoders.Descriptor`; `labels` are classes 0.. of all images; `fetch(index)` gives uint8 images, `augment` makes them floats.
     Without mixups the clean loss; of several one is drawn each step. Embeddings and features are computed once a step; input mixup needs a
-    second pass, for its negatives are known after the first. Proxies, where the loss has some, start as rows of length 1 / `speed`: normalised
-    they turn under Adam about `speed` times as fast as rows of length 1, the slower the longer they grow, which stands for the proxies' own
-    learning rate; a bound on the norm of all gradients sees theirs as many times larger. `centres` proxies a class are SoftTriple's; `mine` chooses among positives and negatives
+    second pass, for its negatives are known after the first.
+
+    Proxies, where the loss has some, start as rows of length 1 / `speed`: normalised they turn under Adam about `speed` times as fast as rows
+    of length 1, the slower the longer they grow, which stands for the proxies' own learning rate; a bound on the norm of all gradients sees
+    theirs as many times larger. `centres` proxies a class are SoftTriple's; `mine` chooses among positives and negatives
     (`losses.easy_positive`). `synthesis` is Proxy Synthesis (Gu et al., 2021): mixed embeddings and as mixed proxies are new classes.
 
     With proxies as positives and negatives (ProxyNCA++) no set M(a) holds examples; here mixed examples are then the anchors, and
