@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 
@@ -330,6 +330,47 @@ def semi_hard_triplet(
     gap = 2 * (similarity[:, :, None] - similarity[:, None, :])  # d_n - d_p of anchor, positive, negative
     chosen = positive[:, :, None] & negative[:, None, :] & (gap > 0) & (gap < margin)
     return torch.where(chosen, margin - gap, 0.0).sum() / chosen.sum().clamp(min=1)
+
+
+def cosface(
+    cosine: Float[Tensor, "b c"], target: Int64[Tensor, "b"], *, margin: float = 0.4, scale: float = 30.0
+) -> Float[Tensor, "b c"]:
+    """Logits of CosFace (Wang et al., 2018): the cosine with the own class less a margin, times a scale; their cross-entropy is the loss.
+
+    Defaults are CosPlace's, which ProGEO keeps.
+    """
+    own = F.one_hot(target, cosine.shape[1]).to(cosine)
+    return scale * (cosine - margin * own)
+
+
+def supervised_contrastive(logits: Float[Tensor, "q g"], positive: Bool[Tensor, "q g"]) -> Float[Tensor, ""]:
+    """-log softmax over each row, averaged over its positives, then over the rows that have any (Khosla et al., 2020, the sum outside the log).
+
+    Between images and the texts of their classes it is ProGEO's first stage, after CLIP-ReID. Raises ValueError where no row has a positive.
+    """
+    there = positive.any(dim=1)
+    if not bool(there.any()):
+        raise ValueError(f"positive: expected a positive in at least one of {len(logits)} rows, found none")
+    log_share = torch.where(positive, _wide(logits).log_softmax(dim=1), 0.0)
+    return -(log_share.sum(dim=1) / positive.sum(dim=1).clamp(min=1))[there].mean()
+
+
+def weighted_triplet(x: Float[Tensor, "b d"], label: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+    """log(1 + exp(d_p - d_n)), where d_p is the mean distance to the positives, farther ones weighing more (softmax of the distances),
+    and d_n that to the negatives, nearer ones weighing more (Ye et al., 2021). Rows are l2-normalised first; the mean over the anchors.
+
+    An anchor is no positive of itself: ProGEO's code counts it as one, and its batches hold no other. Raises ValueError where no anchor has a positive
+    and a negative.
+    """
+    distance = (2 - 2 * _similarity(x, x)).clamp(min=1e-12).sqrt()
+    same = label[:, None] == label
+    positive = same & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+    there = positive.any(dim=1) & (~same).any(dim=1)
+    if not bool(there.any()):
+        raise ValueError(f"label: expected two classes and an image with another of its own, found {label.tolist()}")
+    near = distance.masked_fill(~positive, -math.inf)[there].softmax(dim=1)
+    far = (-distance).masked_fill(same, -math.inf)[there].softmax(dim=1)
+    return F.softplus(((near - far) * distance[there]).sum(dim=1)).mean()
 
 
 def _similarity(x: Float[Tensor, "b d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "b m"]:

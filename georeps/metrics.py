@@ -194,6 +194,30 @@ def class_retrieval(
     return ClassRetrieval(torch.cat(ranks), torch.cat(precisions))
 
 
+def place_ranks(
+    queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], positives: Sequence[Int64[Tensor, "_"]]
+) -> Int64[Tensor, "q"]:
+    """Rank of the best of each query's positives, 0 = best; UNMATCHED where it has none. A tie with a wrong row counts against the query.
+
+    `recall_at` of it is the R@N of place recognition: a query is right when any of the first N is near enough, and those without
+    positives are in the denominator, as published.
+    """
+    if len(queries) != len(positives):
+        raise ValueError(f"positives: expected those of {len(queries)} queries, found {len(positives)}")
+    ranks = torch.full((len(queries),), UNMATCHED, dtype=torch.int64)
+    asked = [i for i, own in enumerate(positives) if len(own)]
+    if not asked:
+        return ranks
+    best, tied = [], []
+    for i in asked:
+        scores = (gallery[positives[i]].double() @ queries[i].double()).float()
+        best.append(int(positives[i][scores.argmax()]))
+        tied.append(int((scores == scores.max()).sum()) - 1)
+    found = search.rank_of(queries[asked], gallery, torch.tensor(best, device=queries.device))
+    ranks[asked] = (found.cpu() - torch.tensor(tied)).clamp(min=0)
+    return ranks
+
+
 def geoscore(km: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     """GeoGuessr's score, 5000 exp(-km / 1492.7), between 0 and 5000 (OSV-5M)."""
     return 5000 * torch.exp(-km / 1492.7)

@@ -21,10 +21,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GEOREPS_CACHE", default))
 
 
-def cached(name: str, parameters: dict, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays that `build` returns, from disk where (name, parameters) were built before; memory-mapped, read-only.
+def stored(name: str, parameters: dict, write: Callable[[Path], None]) -> Path:
+    """The folder that `write` filled, once for all who ask with the same (name, parameters).
 
-    `parameters` must hold all that the arrays depend on, a version of the code included. A kill while writing leaves
+    `parameters` must hold all that the content depends on, a version of the code included. A kill while writing leaves
     nothing behind that a later call would take for whole.
     """
     key = hashlib.sha256(json.dumps([name, parameters], sort_keys=True).encode()).hexdigest()[:16]
@@ -33,12 +33,21 @@ def cached(name: str, parameters: dict, build: Callable[[], dict[str, np.ndarray
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
         try:
-            for part, array in build().items():
-                np.save(partial / f"{part}.npy", array)
+            write(partial)
             partial.chmod(0o755)
             os.rename(partial, folder)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             if not (isinstance(error, OSError) and folder.is_dir()):  # else another process was first with the same content
                 raise
-    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+    return folder
+
+
+def cached(name: str, parameters: dict, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays that `build` returns, from disk where they were built before (`stored`); memory-mapped, read-only."""
+
+    def write(folder: Path) -> None:
+        for part, array in build().items():
+            np.save(folder / f"{part}.npy", array)
+
+    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(stored(name, parameters, write).glob("*.npy"))}

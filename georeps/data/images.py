@@ -1,7 +1,9 @@
 """Image files on disk, decoded lazily in worker processes; an error names the file."""
 
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # what converts to 8-bit RGB without a choice
+THREADS = min(16, os.cpu_count() or 1)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -50,15 +53,21 @@ def load(
 
 
 class Files(Dataset):
-    """The images of `paths`, decoded when asked for: item i is "3 h w" uint8 of `size` = (height, width), of `rows` as in `load`."""
+    """The images of `paths`, decoded when asked for: item i is "3 h w" uint8 of `size` = (height, width), of `rows` as in `load`.
 
-    def __init__(self, paths: Sequence[Path | str], size: tuple[int, int], rows: tuple[float, float] = (0.0, 1.0)):
+    A tensor of indices gives the batch of these images, decoded side by side.
+    """
+
+    def __init__(self, paths: Sequence[Path | str], size: tuple[int, int] | None, rows: tuple[float, float] = (0.0, 1.0)):
         self.paths, self.size, self.rows = list(paths), size, rows
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> UInt8[Tensor, "3 h w"]:
+    def __getitem__(self, i: int | Tensor) -> UInt8[Tensor, "*b 3 h w"]:
+        if isinstance(i, Tensor):
+            with ThreadPoolExecutor(THREADS) as pool:
+                return torch.stack(list(pool.map(self.__getitem__, i.tolist())))
         return load(self.paths[i], size=self.size, rows=self.rows)
 
 
