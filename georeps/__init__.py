@@ -11,10 +11,11 @@ The package holds what the chapters of the book share; read it from the left:
     adaln, flow, vmf             densities on S2: the network, flows and diffusion, von Mises-Fisher and its mixtures
     metrics                      ranks, scores and distances -> the numbers of the papers
     crossview                    Siamese-VGG and SAFA, the two-branch models; polar transform; their training step
+    progeo                       geographic classes, prompts learnt for them, an encoder guided by both
     composed                     WeiCom, FreeDom, BASIC: an image and a text ask together
     geolocation                  seven models of one network: features -> places and densities; decisions
-    data                         earth, city and patterns, the embedded worlds; unseen, objects, tasks made of them;
-                                 images, folders, labelled, compositions, located, the readers of files; export
+    data                         earth, city and patterns, the embedded worlds; drives, unseen, objects, tasks made of them;
+                                 images, folders, labelled, vpr, compositions, located, the readers of files; export
     train, plots, study          the training loop, every figure, records / tables / claims
     pretraining, clip            the starts of the thesis's Table 3.1; the small CLIP; both stored by content
     slider, worldmap             page elements: an image weighed against a word; where on Earth an image could be

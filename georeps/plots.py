@@ -163,6 +163,45 @@ def class_strips(
     return figure
 
 
+def place_classes(corner: Float[Tensor, "c 3"], group: Int64[Tensor, "c"], *, side: float) -> Figure:
+    """Geographic classes of the place with the most of them: an arrow a class, from the middle of its square the way it looks, coloured by its group.
+
+    `corner` are metres east and north and degrees, as `progeo.geographic` gives them; without degrees a dot. Places lie over 20 km apart.
+    """
+    city = (corner[:, 0] // 20_000).long() * 1000 + (corner[:, 1] // 20_000).long()
+    names, counts = city.unique(return_counts=True)
+    here = city == names[counts.argmax()]
+    east, north, heading = corner[here].numpy().T
+    figure, ax = plt.subplots(figsize=(5.4, 5.0), layout="constrained")
+    for g in range(int(group.max()) + 1):
+        own = group[here].numpy() == g
+        x, y, angle = east[own] - east.min() + side / 2, north[own] - north.min() + side / 2, np.deg2rad(heading[own])
+        ax.scatter(x, y, s=4, color=PALETTE[g % len(PALETTE)], label=f"group {g + 1}")
+        ax.quiver(x, y, np.sin(angle), np.cos(angle), color=PALETTE[g % len(PALETTE)], angles="xy", scale=28, width=0.004)
+    ax.set(xlabel="metres east", ylabel="metres north", aspect="equal")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def found_places(
+    queries: UInt8[Tensor, "q 3 h w"], gallery: UInt8[Tensor, "g 3 h w"], match: Int64[Tensor, "q"], found: Int64[Tensor, "q k"], right: Bool[Tensor, "q k"],
+    *, names: Sequence[str],
+) -> Figure:  # fmt: skip
+    """A row a query: the query, a picture of its place, and the best retrieved, framed green where right and red where wrong."""
+    n, k = found.shape
+    figure, axes = plt.subplots(n, k + 2, figsize=(1.05 * (k + 2), 1.1 * n + 0.3), squeeze=False)
+    for r in range(n):
+        _show(axes[r, 0], queries[r])
+        _show(axes[r, 1], gallery[int(match[r])], frame="0.3")
+        axes[r, 0].set_ylabel(names[r], fontsize=8)
+        for c in range(k):
+            _show(axes[r, c + 2], gallery[int(found[r, c])], frame=VERDICTS["holds" if right[r, c] else "fails"])
+    for c, title in enumerate(["query", "place", *(str(i + 1) for i in range(k))]):
+        axes[0, c].set_title(title, fontsize=9)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
 def heatmap(latlon: Float[Tensor, "g 2"], scores: Float[Tensor, "g"], truth: Float[Tensor, "2"], *, title: str) -> Figure:
     """Localization heatmap (thesis, Figure 6.1): the score of one query against every gallery place, on the map."""
     figure = world(title=title)

@@ -109,6 +109,15 @@ class Prompts(nn.Module):
         return model.text_projection(x) if isinstance(model.text_projection, nn.Module) else x @ model.text_projection
 
 
+@torch.no_grad()
+def nearest_words(
+    vectors: Float[Tensor, "c t w"], vocabulary: Float[Tensor, "v w"]
+) -> tuple[Int64[Tensor, "c t"], Float[Tensor, "c t"]]:
+    """The row of the vocabulary's embeddings nearest to each vector by cosine, and the cosine."""
+    near = (F.normalize(vectors, dim=2) @ F.normalize(vocabulary, dim=1).T).max(dim=2)
+    return near.indices, near.values
+
+
 def logits(image: Float[Tensor, "b d"], text: Float[Tensor, "c d"], scale: float | None) -> Float[Tensor, "b c"]:
     """Cosines times `scale`, as CLIP compares; None: inner products of the features as they are, ProGEO's published code."""
     if scale is None:
@@ -161,6 +170,8 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         self.stages[: self.cut].requires_grad_(False)
+        if convolutional:
+            self.to(memory_format=torch.channels_last)
         self.train()
 
     def train(self, mode: bool = True) -> "Encoder":

@@ -125,7 +125,7 @@ def test_a_kernel_that_dies_is_a_chapter_that_failed(small_book):
 def test_snakemake_plans_the_seeds_before_the_page_and_a_cluster_without_cores():
     plan = python("-m", "snakemake", "-n", "--forceall", "--config", "profile=laptop", "out=_build/none")
     assert plan.returncode == 0, plan.stderr[-2000:]
-    assert re.search(r"chapter +30\b", plan.stdout), "twelve pages, and two more seeds of chapters 03 to 09, 11 and 12"
+    assert re.search(r"chapter +33\b", plan.stdout), "thirteen pages, and two more seeds of chapters 03 to 12"
     assert re.search(r"trunk +1\b", plan.stdout), "one frozen trunk for chapters 11 and 12"
     assert re.search(r"clip +1\b", plan.stdout), "one small CLIP for all who ask it"
 
@@ -161,6 +161,15 @@ def test_smoke_records_keep_their_bounds(smoke):
     for m, v in smoke.items():
         if m.endswith(".r1"):
             assert v <= smoke[m[:-2] + "r5"] if m[:-2] + "r5" in smoke else True
+
+
+def test_places_of_the_smoke_run_are_found_as_often_as_the_ranks_say(smoke):
+    for row in ("zero_shot", "untrained", "both", "freeze0"):
+        for condition in ("day", "night", "winter", "construction", "all"):
+            r = [smoke[f"progeo.{row}.{condition}.r{k}"] for k in (1, 5, 10, 20)]
+            assert r == sorted(r)
+    assert smoke["progeo.untrained.day.r20"] > 40, "a start that knows nothing is right by chance one time in four"
+    assert 0 < smoke["progeo.cost.stage1.share"] < 1 and smoke["progeo.cost.both.memory"] >= 1
 
 
 def test_densities_of_the_smoke_run_are_densities(smoke):
@@ -236,6 +245,15 @@ def write_osv5m(root):
         located.write_osv5m(root, part, patches.images, patches.places.latlon, earth.admin_names(patches.places.latlon))
 
 
+def write_places(root):
+    """A tree of place recognition with one folder of queries."""
+    from georeps.data import drives
+
+    drives.export(root, tiles=4, size=64, step=16.0, drives=2, queries=6, conditions=("day",))
+    for part in ("val", "test"):
+        (root / "images" / part / "queries_day").rename(root / "images" / part / "queries")
+
+
 def write_classes(root, parts=("",)):
     """Class folders of random pictures of a colour a class, one set of them a part."""
     import numpy as np
@@ -255,7 +273,7 @@ def write_tree(root, layout):
     small = {"tiles": 4, "ground": (32, 64), "satellite": 32}
     {"classes": write_classes, "train_val": functools.partial(write_classes, parts=("train", "val")), "patterncom": write_patternnet,
      "freedom": write_freedom, "osv5m": write_osv5m, "pairs": write_pairs,
-     "vigor": functools.partial(export.vigor, **small), "cvact": functools.partial(export.cvact, **small)}[layout](root)  # fmt: skip
+     "places": write_places, "vigor": functools.partial(export.vigor, **small), "cvact": functools.partial(export.cvact, **small)}[layout](root)  # fmt: skip
 
 
 def run_on_own_data(tmp_path, chapter, layout, *parameters) -> dict[str, float]:
@@ -305,6 +323,12 @@ def test_chapter_07_runs_on_a_folder_of_train_and_val(tmp_path):
     found = run_on_own_data(tmp_path, "07_pooling", "train_val", "-y", "tournament: [gap, simpool]")
     assert {"pooling.tournament.simpool.accuracy", "pooling.self_supervised.vit.simpool.knn", "pooling.gamma.resnet.g2_0.accuracy"} <= set(found)
     assert not any(m.startswith(("pooling.boxes", "pooling.background", "pooling.segmentation")) for m in found), "these need boxes and masks"
+
+
+def test_chapter_10_runs_on_a_tree_of_the_benchmark_s_form(tmp_path):
+    found = run_on_own_data(tmp_path, "10_prompts", "places", "-y", "{rows: [classification, both], freezes: [4], token_sweep: [], tokens: 2, prompt_batch: 64}")
+    assert {"progeo.zero_shot.test.r1", "progeo.both.all.r20", "progeo.freeze4.test.r5", "progeo.words.nearest.accuracy", "progeo.cost.both.memory"} <= set(found)
+    assert not any(".night." in m or m.startswith("progeo.prompts.") for m in found)
 
 
 def test_chapter_11_runs_on_a_tree_of_osv5m_s_form(tmp_path):

@@ -49,7 +49,7 @@ def test_the_tree_is_the_field_s_and_parts_share_no_city(root):
 
 def test_night_is_darker_and_pictures_are_of_the_asked_size(root):
     day, night = (images.load_all(vpr.part(root, queries=f"queries_{c}").queries.files, size=(16, 16)) for c in ("day", "night"))
-    assert float(night.float().mean()) < 0.5 * float(day.float().mean())
+    assert 20 < float(night.float().mean()) < 0.7 * float(day.float().mean()), "exposed longer, and still darker"
     assert images.load(vpr.training(root).files[0]).shape == (3, 16, 16)
 
 

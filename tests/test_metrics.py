@@ -157,3 +157,23 @@ def test_class_retrieval_in_a_gallery_counts_who_has_no_match_and_ties_against_t
     found = metrics.class_retrieval(torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 0, 1, 5]), gallery, classes)
     assert found.rank.tolist() == [0, 2, 0, metrics.UNMATCHED]  # the second finds its class tied with a wrong one at 0, after another at 1; the last has none
     assert found.map_at_r[:3].tolist() == [1.0, 0.0, 0.5] and bool(found.map_at_r[3].isnan())
+
+
+def test_place_ranks_count_wrong_rows_ahead_of_the_best_positive():
+    generator = torch.Generator().manual_seed(0)
+    queries, gallery = torch.randn(30, 5, generator=generator), torch.randn(40, 5, generator=generator)
+    positives = [torch.randperm(40, generator=generator)[: i % 4] for i in range(30)]
+    found = metrics.place_ranks(queries, gallery, positives)
+    for i, own in enumerate(positives):
+        scores = gallery @ queries[i]
+        wrong = torch.ones(40, dtype=torch.bool).index_fill_(0, own, False)
+        expected = int((wrong & (scores >= scores[own].max())).sum()) if len(own) else metrics.UNMATCHED
+        assert int(found[i]) == expected
+
+
+def test_a_collapsed_model_finds_no_place():
+    """All descriptors equal: a wrong row ties with every positive; equal positives do not count against each other."""
+    ranks = metrics.place_ranks(torch.ones(3, 4), torch.ones(10, 4), [torch.tensor([0]), torch.tensor([2, 5]), torch.arange(10)])
+    assert ranks.tolist() == [9, 8, 0]
+    with pytest.raises(ValueError, match="positives: expected those of 3 queries, found 1"):
+        metrics.place_ranks(torch.ones(3, 4), torch.ones(10, 4), [torch.tensor([0])])

@@ -26,6 +26,7 @@ TRAIN_CITIES, VAL_CITIES, TEST_CITIES = city.TRAIN_CITIES, (7, 8), city.TEST_CIT
 ZONE = "10S"  # UTM, of every city
 EDGE = 30.0  # metres from the city's edge where no picture is taken
 FOV = 90.0  # degrees that a view spans, both ways
+BRIGHT, GAIN = 80.0, 4.0  # mean brightness that a camera aims at in the dark, and how far it can go
 TRAINING = (  # when the drives of the training cities took place
     Moment(), Moment(season="autumn", traffic=1), Moment(season="winter", daylight="dusk", traffic=2), Moment(construction=0.15, traffic=3),
 )  # fmt: skip
@@ -68,10 +69,12 @@ def cameras(number: int, *, tiles: int, step: float, drive: int, views: int = 4)
 
 
 def pictures(number: int, where: Cameras, moment: Moment, *, tiles: int, size: int, seed: int) -> np.ndarray:
-    """The views, uint8 "n 3 size size"."""
-    return street.panoramas(
+    """The views, uint8 "n 3 size size", as a camera exposes them: what is dark is lit up, at most `GAIN` times."""
+    seen = street.panoramas(
         _scene(number, tiles, moment), where.position, size=(size, size), heading=where.heading, elevation=(-0.3 * FOV, 0.7 * FOV), fov=FOV, seed=seed
     ).numpy()
+    gain = np.clip(BRIGHT / seen.mean(axis=(1, 2, 3), keepdims=True).clip(1), 1, GAIN)
+    return np.clip(seen * gain, 0, 255).astype(np.uint8)
 
 
 def export(
