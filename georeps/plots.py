@@ -27,6 +27,7 @@ VERDICTS = {"holds": PALETTE[2], "fails": PALETTE[3], "undecided": PALETTE[7], "
 def style() -> None:
     """The book's look, of figures and tables; called once at the top of a chapter."""
     pd.set_option("display.max_colwidth", None)
+    pd.set_option("display.max_rows", None)
     sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
     mpl.rcParams |= {"figure.dpi": 100, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False}
 
@@ -240,18 +241,20 @@ def tile_heatmap(
 
 
 def verdicts(ledger: pd.DataFrame) -> Figure:
-    """Margins of the tested claims with their 95% bootstrap intervals; right of 0 is in the claim's favour."""
+    """Margins of the tested claims over the half-width of their 95% bootstrap intervals: right of 1 a claim holds, left of -1 it fails.
+
+    Units differ from claim to claim, so margins are shown against their own uncertainty, cut off at 6; of one seed, which has none, as 0.
+    """
     tested = ledger[ledger.verdict != "not tested"].iloc[::-1]
-    figure, ax = plt.subplots(figsize=(7, 0.5 * max(2, len(tested)) + 1), layout="constrained")
+    figure, ax = plt.subplots(figsize=(7, 0.3 * len(tested) + 1.2), layout="constrained")
     for y, row in enumerate(tested.itertuples()):
-        ax.plot([row.low, row.high], [y, y], color=VERDICTS[row.verdict], linewidth=2)
-        ax.plot(row.margin, y, "o", color=VERDICTS[row.verdict])
+        half = (row.high - row.low) / 2
+        at = float(np.clip(row.margin / half, -6, 6)) if half > 0 else 6 * float(np.sign(row.margin)) if row.n > 1 else 0.0
+        ax.plot([at - 1, at + 1], [y, y], color=VERDICTS[row.verdict], linewidth=2)
+        ax.plot(at, y, "o", color=VERDICTS[row.verdict])
     ax.axvline(0, color="0.3", linewidth=1)
-    ax.set_yticks(range(len(tested)), [f"{row.id} (n={row.n})" for row in tested.itertuples()])
-    ax.set(xlabel="margin of the check (in its own unit)", ylim=(-0.6, len(tested) - 0.4))
-    handles = [mpl.lines.Line2D([], [], color=c, marker="o", label=v) for v, c in VERDICTS.items() if v in set(tested.verdict)]
-    if handles:
-        ax.legend(handles=handles, frameon=False)
+    ax.set_yticks(range(len(tested)), [f"{row.id} (n={row.n})" for row in tested.itertuples()], fontsize=9)
+    ax.set(xlabel="margin of the check, in half-widths of its interval", xlim=(-7.2, 7.2), ylim=(-0.6, len(tested) - 0.4))
     return figure
 
 
@@ -364,7 +367,8 @@ def _short_sides(sides: Sequence[str]) -> list[str]:
         parts = match[0].split(".")
         return ".".join(parts[head : len(parts) - tail]) or parts[head - 1]
 
-    return ["\n".join(textwrap.wrap(METRIC_ID.sub(short, side), 16)) for side in sides]
+    apart = [re.sub(r"([_.+])", "\\1 ", METRIC_ID.sub(short, side)) for side in sides]
+    return [re.sub(r"([_.+]) ", r"\1", "\n".join(textwrap.wrap(text, 16))) for text in apart]
 
 
 def dots(samples: Mapping[str, Sequence[float]], *, xlabel: str, title: str = "") -> Figure:

@@ -143,6 +143,21 @@ class PromptLearning(nn.Module):
         return losses.supervised_contrastive(found, same) + losses.supervised_contrastive(found.T, same)
 
 
+class Tower(nn.Module):
+    """A CLIP's whole image tower, frozen: image "b 3 h w" in [0, 1] -> its features, not normalised; images are resampled to the `size` it takes."""
+
+    def __init__(self, visual: nn.Module, *, size: int, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.visual, self.size = copy.deepcopy(visual).requires_grad_(False), size
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        if image.shape[-2:] != (self.size, self.size):
+            image = F.interpolate(image, size=(self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+        return self.visual((image - self.mean) / self.std)
+
+
 class Encoder(nn.Module):
     """A copy of a CLIP's image tower as a descriptor network: image "b 3 h w" in [0, 1] -> unit rows "b d".
 
@@ -291,14 +306,17 @@ class Guided(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     @torch.no_grad()
-    def imprint(self, features: Float[Tensor, "n d"]) -> None:
-        """Start each class's row of its classifier as the mean descriptor of its images (Qi et al., 2018), which `features` holds.
+    def imprint(self, *, batch: int = 256) -> None:
+        """Start each class's row of its classifier as the mean descriptor of its images, not augmented (Qi et al., 2018).
 
         From random rows the first steps only pull all descriptors together, and short trainings never recover.
         """
-        total = torch.zeros(len(self.within), features.shape[1]).index_add_(0, self.labels.cpu(), features.cpu())
+        device = self.labels.device
+        parts = (self.inputs(index).to(device) for index in torch.arange(len(self.labels)).split(batch))
+        features = torch.cat([self.encoder.trained(x) if self.cached else self.encoder(x.float() / 255) for x in parts])
+        total = torch.zeros(len(self.within), features.shape[1], device=device).index_add_(0, self.labels, features.float())
         for rows, own in zip(self.classifiers, self.members, strict=True):
-            rows.copy_(F.normalize(total[own], dim=1).to(rows) * rows.norm(dim=1, keepdim=True))
+            rows.copy_(F.normalize(total[own.to(device)], dim=1) * rows.norm(dim=1, keepdim=True))
 
     def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
         device = self.labels.device

@@ -199,7 +199,7 @@ def reference(path: Path | str) -> pd.DataFrame:
 
 
 def compare(paper: pd.DataFrame, found: list[Record]) -> pd.DataFrame:
-    """Paper-vs-here: one line a printed number; `here` is mean ± 95% interval (n seeds), or "not run"."""
+    """Paper-vs-here: one line a printed number; `here` is mean ± 95% interval (n seeds) in as many decimals, or "not run"."""
     here = values(found)
     where: dict[str, set[str]] = {}
     for record in found:
@@ -207,7 +207,8 @@ def compare(paper: pd.DataFrame, found: list[Record]) -> pd.DataFrame:
             where.setdefault(metric, set()).add(f"{record.profile}, {record.device}")
     table = paper[["table", "row", "column"]].copy()
     table["paper"] = paper.value
-    table["here"] = [format_interval(here[m].values()) if m in here else "not run" for m in paper.metric]
+    digits = [min(3, max(1, len(repr(v).partition(".")[2]))) for v in paper.value]
+    table["here"] = [format_interval(here[m].values(), d) if m in here else "not run" for m, d in zip(paper.metric, digits, strict=True)]
     table["where"] = ["; ".join(sorted(where.get(m, ()))) for m in paper.metric]
     return table
 

@@ -160,6 +160,15 @@ def test_a_convolutional_encoder_is_the_tower_up_to_its_last_map(model):
         assert ours(torch.rand(2, 3, 40, 96)).shape == (2, 16)
 
 
+def test_the_tower_s_features_are_clip_s_own(model):
+    pixels = torch.randint(0, 256, (4, 3, 80, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    own = clip.Clip("small", model, tokenize, 64)
+    tower = progeo.Tower(model.visual, size=64, mean=own.mean, std=own.std)
+    found = encoders.describe(tower, pixels)
+    torch.testing.assert_close(F.normalize(found, dim=1), own.images(pixels), rtol=1e-3, atol=1e-4)
+    assert abs(float(found.norm(dim=1).mean()) - 1) > 0.01
+
+
 def test_a_vit_encoder_is_the_tower_with_its_cls_token(vit):
     ours = encoder(vit, freeze=1).eval()
     x = torch.rand(3, 3, 32, 32)
@@ -235,8 +244,10 @@ def test_imprinted_classifiers_know_their_classes(model):
     classes = progeo.geographic(position, heading, M=30.0, alpha=90.0, N=1, L=1, least=4, groups=1)
     centre = F.normalize(torch.randn(len(classes.group), 16, generator=torch.Generator().manual_seed(0)), dim=1)
     features = F.normalize(centre[classes.labels] + 0.01, dim=1)
-    step = progeo.Guided(encoder(model), classes, lambda i: i, dim=16)
-    step.imprint(features)
+    ours = encoder(model)
+    ours.trained = lambda x: x
+    step = progeo.Guided(ours, classes, lambda i: features[i], dim=16, cached=True)
+    step.imprint(batch=64)
     assert torch.equal((features @ step.classifiers[0].T).argmax(dim=1), classes.labels)
 
 
