@@ -241,16 +241,20 @@ def tile_heatmap(
 
 
 def verdicts(ledger: pd.DataFrame) -> Figure:
-    """Margins of the tested claims over the half-width of their 95% bootstrap intervals: right of 1 a claim holds, left of -1 it fails.
+    """Margins of the tested claims with their 95% bootstrap intervals, both in half-widths of the interval; right of 0 is in the claim's favour.
 
-    Units differ from claim to claim, so margins are shown against their own uncertainty, cut off at 6; of one seed, which has none, as 0.
+    Units differ from claim to claim, so margins are shown against their own uncertainty, moved to 6 where they lie beyond; of one seed, which has
+    none, as 0.
     """
     tested = ledger[ledger.verdict != "not tested"].iloc[::-1]
     figure, ax = plt.subplots(figsize=(7, 0.3 * len(tested) + 1.2), layout="constrained")
     for y, row in enumerate(tested.itertuples()):
         half = (row.high - row.low) / 2
-        at = float(np.clip(row.margin / half, -6, 6)) if half > 0 else 6 * float(np.sign(row.margin)) if row.n > 1 else 0.0
-        ax.plot([at - 1, at + 1], [y, y], color=VERDICTS[row.verdict], linewidth=2)
+        exact = 6 * float(np.sign(row.margin)) if row.n > 1 else 0.0  # every seed alike
+        at, low, high = (v / half for v in (row.margin, row.low, row.high)) if half > 0 else (exact, exact, exact)
+        beyond = float(np.clip(at, -6, 6)) - at
+        at, low, high = at + beyond, low + beyond, high + beyond
+        ax.plot([low, high], [y, y], color=VERDICTS[row.verdict], linewidth=2)
         ax.plot(at, y, "o", color=VERDICTS[row.verdict])
     ax.axvline(0, color="0.3", linewidth=1)
     ax.set_yticks(range(len(tested)), [f"{row.id} (n={row.n})" for row in tested.itertuples()], fontsize=9)
