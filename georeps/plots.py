@@ -105,12 +105,12 @@ def sweep(
     curves: Mapping[str, Mapping[float, Sequence[float]]], *, xlabel: str, ylabel: str, chance: float | None = None, percent: bool = True
 ) -> Figure:
     """A measure along a setting, mean over seeds with its 95% t interval as a band; `curves`: name -> setting -> one value a seed."""
-    figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
     _bands(ax, curves, percent)
     if chance is not None:
         ax.axhline(chance, color="0.5", linestyle=":", label="chance")
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None) if percent else None)
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return figure
 
 
