@@ -21,7 +21,8 @@ THREADS = int(config.get("threads", os.cpu_count()))  # of a job that may use th
 BOOK = Path(workflow.basedir) / "book"
 CHAPTERS = sorted(Path(p).stem for p in glob(str(BOOK / "chapters" / "*.ipynb")))
 LAST = "14_claims"  # reads everybody's records
-SPOKEN = ("08_composed", "09_domains")  # ask the small CLIP
+SPOKEN = ("08_composed", "09_domains", "10_prompts")  # ask the small CLIP
+DRIVEN = "10_prompts"  # through the city, whose pictures all its seeds share
 PLACED = ("11_geolocation", "12_density")  # ask the frozen trunk of places
 AFTER = {"12_density": ["11_geolocation"], "03_crossview": ["01_worlds"], "05_distribution": ["04_pretraining"], LAST: [c for c in CHAPTERS if c != LAST]}  # whose records a page shows, and whose rendered worlds it finds stored
 TIMED = ("02_search", "13_speed")  # measure the whole machine: alone on it
@@ -117,9 +118,24 @@ rule trunk:
         " for split, spacing in (('blocks', 60.0), ('cross', 120.0))]\" && rm -rf book/runs/scratch/trunk"
 
 
+rule drives:
+    # the pictures of the drives through the city, rendered once for all seeds
+    input:
+        PACKAGE,
+    output:
+        touch("book/runs/{profile}/drives.done"),
+    params:
+        settings=lambda w: {k: PARAMETERS[DRIVEN][w.profile][name] for k, name in
+                            (("tiles", "tiles"), ("step", "step"), ("drives", "n_drives"), ("queries", "queries"))},
+    threads: 1
+    shell:
+        "{PYTHON:q} -c \"from georeps.data import drives; drives.tree(size=64, conditions=list(drives.CONDITIONS), **{params.settings})\""
+
+
 rule chapter:
     input:
         earlier,
+        lambda w: [f"book/runs/{w.profile}/drives.done"] if w.chapter == DRIVEN and w.profile not in ("smoke", "paper") else [],
         lambda w: [f"book/runs/{w.profile}/clip.done"] if w.chapter in SPOKEN and w.profile != "paper" else [],
         lambda w: [f"book/runs/{w.profile}/trunk.done"] if w.chapter in PLACED and w.profile not in ("smoke", "paper") else [],
         "book/chapters/{chapter}.ipynb",

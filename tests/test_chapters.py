@@ -128,6 +128,7 @@ def test_snakemake_plans_the_seeds_before_the_page_and_a_cluster_without_cores()
     assert re.search(r"chapter +33\b", plan.stdout), "thirteen pages, and two more seeds of chapters 03 to 12"
     assert re.search(r"trunk +1\b", plan.stdout), "one frozen trunk for chapters 11 and 12"
     assert re.search(r"clip +1\b", plan.stdout), "one small CLIP for all who ask it"
+    assert re.search(r"drives +1\b", plan.stdout), "one set of pictures for all seeds of chapter 10"
 
 
 def test_snakemake_refuses_an_unknown_profile():
