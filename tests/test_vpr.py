@@ -140,9 +140,11 @@ def test_queries_without_positives_count_as_missed(tmp_path):
 
 def test_sf_xl_s_folders_are_found(tmp_path):
     put(tmp_path / "train" / "37.75", 1.0, 2.0)
+    put(tmp_path / "another disk", 3.0, 4.0)
+    (tmp_path / "train" / "37.76").symlink_to(tmp_path / "another disk")
     for name in ("database", "queries_v1", "queries_v2"):
         put(tmp_path / "test" / name, 1.0, 2.0)
-    assert len(vpr.training(tmp_path)) == 1 and vpr.query_sets(tmp_path) == ["queries_v1", "queries_v2"]
+    assert len(vpr.training(tmp_path)) == 2 and vpr.query_sets(tmp_path) == ["queries_v1", "queries_v2"]
     assert len(vpr.part(tmp_path, queries="queries_v2").positives[0]) == 1
     with pytest.raises(FileNotFoundError, match="queries: expected a folder of views"):
         vpr.part(tmp_path)

@@ -82,7 +82,7 @@ def of_tree(
 
 def balanced(labels: Int64[Tensor, "n"], batch: int, each: int, *, seed: int):
     """Index batches of `each` images of batch / each classes, drawn from (seed, epoch); an epoch has as many images as there are."""
-    groups = [(labels == c).nonzero()[:, 0] for c in labels.unique()]
+    groups = labels.argsort(stable=True).split(labels.unique(return_counts=True)[1].tolist())
     if batch % each or batch // each > len(groups):
         raise ValueError(f"batch, each: expected batch to hold {each} images of at most {len(groups)} classes, found {batch}")
 

@@ -8,6 +8,7 @@ is answered by a view within 25 metres of it.
 """
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -107,11 +108,12 @@ def file_name(name: Name, suffix: str = ".jpg") -> str:
 
 
 def views(folder: Path | str) -> Views:
-    """Every image below a folder, by name. Files of other kinds and hidden ones are passed over; zones are said by all names or by none."""
+    """Every image below a folder, links followed, by name. Files of other kinds and hidden ones are passed over; zones are said by all names or by none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder of views @<east>@<north>@..., found none")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in images.SUFFIXES and not p.name.startswith("."))
+    every = (Path(where) / name for where, _, names in os.walk(folder, followlinks=True) for name in names)
+    files = sorted(p for p in every if p.suffix.lower() in images.SUFFIXES and not p.name.startswith("."))
     if not files:
         raise FileNotFoundError(f"{folder}: expected images ({', '.join(images.SUFFIXES)}), found none")
     names = []
