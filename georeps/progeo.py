@@ -45,20 +45,25 @@ class Classes:
 
 def geographic(
     position: Float64[Tensor, "n 2"], heading: Float64[Tensor, "n"], zone: Sequence[str] | None = None, *, M: float = 10.0,
-    alpha: float | None = 30.0, N: int = 5, L: int = 2, least: int = 10, groups: int = 8, generator: torch.Generator | None = None,
+    alpha: float | None = 30.0, N: int = 5, L: int = 2, least: int = 10, groups: int = 8, first: int = 0,
 ) -> Classes:  # fmt: skip
-    """Classes of `M` metres and `alpha` degrees with at least so many images, in the first `groups` groups, or in ones drawn by `generator`.
+    """Classes of `M` metres and `alpha` degrees with at least so many images, in `groups` groups: those from number `first` on, of a fixed shuffle.
 
-    UTM zones are kept apart, which published code forgets. `alpha` None takes views of every heading as one class (and L as 1): for images
-    without headings. Raises ValueError where a heading is missing or there are too few classes or groups.
+    UTM zones are kept apart, which published code forgets; their letters are bands of one system but for the equator. `alpha` None takes views of
+    every heading as one class (and L as 1): for images without headings. Raises ValueError where a heading is missing, where there are too few
+    classes or groups, or where alpha L does not divide the circle, so that classes on both sides of north would be neighbours in a group.
     """
     if M <= 0 or N < 1 or L < 1 or groups < 1 or (alpha is not None and not 0 < alpha <= 360):
         raise ValueError(f"M, alpha, N, L, groups: expected M > 0, 0 < alpha <= 360, the others >= 1, found {M}, {alpha}, {N}, {L}, {groups}")
+    if alpha is not None and L > 1 and 360 % (alpha * L):
+        raise ValueError(f"alpha, L: expected alpha L to divide 360 degrees, found {alpha:g} and {L}")
     if alpha is not None and bool(heading.isnan().any()):
         raise ValueError(f"heading: expected degrees of every image or alpha=None, found none of image {int(heading.isnan().nonzero()[0])}")
     turn = torch.zeros(len(position)) if alpha is None else heading % 360 // alpha
-    names = sorted(set(zone or [""]))
-    where = torch.zeros(len(position)) if zone is None else torch.tensor([names.index(z) for z in zone])
+    grids = [z[:-1] + ("N" if z[-1] >= "N" else "S") if z else "" for z in zone or [""] * len(position)]
+    names = sorted(set(grids))
+    number_of = {name: i for i, name in enumerate(names)}
+    where = torch.tensor([number_of[z] for z in grids])
     key = torch.stack([where.double(), *(position // M).unbind(1), turn.double()], dim=1).long()
     cells, label, count = key.unique(dim=0, return_inverse=True, return_counts=True)
     kept = count >= least
@@ -67,7 +72,7 @@ def geographic(
     if len(numbers) < groups:
         most = int(count.max()) if len(count) else 0
         raise ValueError(f"groups: expected at least {groups} groups of classes of {least} or more images, found {len(numbers)} (the largest class has {most})")
-    order = torch.randperm(len(numbers), generator=generator)[:groups] if generator else torch.arange(groups)
+    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0)).roll(-first)[:groups]
     place = torch.full((len(numbers),), -1)
     place[order] = torch.arange(groups)
     used = kept.nonzero()[:, 0][place[group] >= 0]
@@ -96,7 +101,8 @@ class Prompts(nn.Module):
         with torch.no_grad():
             self.register_buffer("fixed", model.token_embedding(ids[: self.end + 1].to(model.token_embedding.weight.device)))
         self.words = nn.Parameter(0.02 * torch.randn(classes, tokens, self.fixed.shape[1]))
-        if int((ids == ids[self.start]).sum()) != tokens or self.end + 1 > model.context_length:
+        after = tokenize([text.partition("{}")[2]])[0]
+        if self.end + 1 != self.start + tokens + int(after.argmax()):  # the end of the text was cut off
             raise ValueError(f"tokens: expected a text of at most {model.context_length} tokens, found {text!r} with {tokens} learnable ones")
 
     def forward(self, classes: Int64[Tensor, "b"], words: Float[Tensor, "b t w"] | None = None) -> Float[Tensor, "b d"]:
@@ -114,8 +120,9 @@ def nearest_words(
     vectors: Float[Tensor, "c t w"], vocabulary: Float[Tensor, "v w"]
 ) -> tuple[Int64[Tensor, "c t"], Float[Tensor, "c t"]]:
     """The row of the vocabulary's embeddings nearest to each vector by cosine, and the cosine."""
-    near = (F.normalize(vectors, dim=2) @ F.normalize(vocabulary, dim=1).T).max(dim=2)
-    return near.indices, near.values
+    words = F.normalize(vocabulary, dim=1).T
+    near = [(F.normalize(part, dim=2) @ words).max(dim=2) for part in vectors.split(256)]
+    return torch.cat([n.indices for n in near]), torch.cat([n.values for n in near])
 
 
 def logits(image: Float[Tensor, "b d"], text: Float[Tensor, "c d"], scale: float | None) -> Float[Tensor, "b c"]:
@@ -151,6 +158,12 @@ class Tower(nn.Module):
         self.visual, self.size = copy.deepcopy(visual).requires_grad_(False), size
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        self.train()
+
+    def train(self, mode: bool = True) -> "Tower":
+        super().train(mode)
+        self.visual.eval()
+        return self
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         if image.shape[-2:] != (self.size, self.size):
@@ -294,6 +307,8 @@ class Guided(nn.Module):
         triplet: float = 0.0, margin: float = 0.4, cosface_scale: float = 30.0, speed: float = 10.0,
     ):  # fmt: skip
         super().__init__()
+        if text is not None and text.shape[1] != dim:
+            raise ValueError(f"dim: expected the texts' {text.shape[1]}, found {dim}: a descriptor is compared with them")
         self.encoder, self.inputs, self.cached, self.augment = encoder, inputs, cached, augment or (lambda x: x.float() / 255)
         self.scale, self.smoothing, self.triplet, self.margin, self.cosface_scale = scale, smoothing, triplet, margin, cosface_scale
         members = [(classes.group == g).nonzero()[:, 0] for g in range(classes.groups)]

@@ -55,7 +55,7 @@ def test_classes_and_groups_are_cosplace_s():
 
 def test_classes_of_a_group_are_no_neighbours():
     position, heading = places()
-    found = progeo.geographic(position, heading, M=10.0, alpha=30.0, N=3, L=2, least=3, groups=4, generator=torch.Generator().manual_seed(1))
+    found = progeo.geographic(position, heading, M=10.0, alpha=30.0, N=3, L=2, least=3, groups=4, first=7)
     for g in range(4):
         corner = found.corner[found.group == g]
         apart = (corner[:, None] - corner[None]).abs()
@@ -68,12 +68,21 @@ def test_classes_of_a_group_are_no_neighbours():
 
 def test_a_zone_is_a_place_of_its_own():
     position, heading = places(400)
-    twice, zones = position.repeat(2, 1), ["10S"] * 400 + ["32U"] * 400
+    twice, zones = position.repeat(2, 1), ["10S"] * 200 + ["10T"] * 200 + ["32U"] * 400
     found = progeo.geographic(twice, heading.repeat(2), zones, M=30.0, alpha=90.0, N=1, L=1, least=2, groups=1)
     ignored = progeo.geographic(twice, heading.repeat(2), None, M=30.0, alpha=90.0, N=1, L=1, least=2, groups=1)
-    assert len(found.group) == 2 * len(ignored.group) and sorted(set(found.zone)) == ["10S", "32U"]
+    assert len(found.group) == 2 * len(ignored.group) and sorted(set(found.zone)) == ["10N", "32N"]
     for c in range(len(found.group)):
-        assert len({zones[r] for r in found.rows[found.labels == c].tolist()}) == 1
+        assert len({zones[r][:2] for r in found.rows[found.labels == c].tolist()}) == 1
+
+
+def test_groups_are_drawn_without_those_before():
+    position, heading = places()
+    options = {"M": 10.0, "alpha": 30.0, "N": 3, "L": 2, "least": 5, "groups": 6}
+    drawn = [progeo.geographic(position, heading, first=6 * seed, **options) for seed in range(3)]
+    assert sum(len(d.rows) for d in drawn) == len(set().union(*(d.rows.tolist() for d in drawn)))
+    with pytest.raises(ValueError, match="alpha, L: expected alpha L to divide 360 degrees, found 40 and 2"):
+        progeo.geographic(position, heading, M=10.0, alpha=40.0, N=3, L=2)
 
 
 def test_views_without_headings_can_be_classes_by_position(unchecked):
@@ -102,6 +111,8 @@ def test_a_prompt_is_its_class_s_own_and_only_it_learns(model):
     prompts(torch.tensor([1, 1])).sum().backward()
     assert prompts.words.grad[1].abs().sum() > 0 and prompts.words.grad[[0, 2, 3]].abs().sum() == 0
     assert abs(float(prompts.words.detach().std()) - 0.02) < 0.005
+    with pytest.raises(ValueError, match="tokens: expected a text of at most 32 tokens"):
+        progeo.Prompts(model, tokenize, 4, tokens=25)
     with pytest.raises(ValueError, match="expected tokens >= 1 and one {} in the text"):
         progeo.Prompts(model, tokenize, 4, text="a street")
 
@@ -167,6 +178,7 @@ def test_the_tower_s_features_are_clip_s_own(model):
     found = encoders.describe(tower, pixels)
     torch.testing.assert_close(F.normalize(found, dim=1), own.images(pixels), rtol=1e-3, atol=1e-4)
     assert abs(float(found.norm(dim=1).mean()) - 1) > 0.01
+    assert torch.equal(encoders.describe(tower, pixels), found) and not tower.visual.training
 
 
 def test_a_vit_encoder_is_the_tower_with_its_cls_token(vit):
@@ -237,6 +249,13 @@ def test_stage_two_adds_smoothed_text_and_triplet_terms(model):
     torch.testing.assert_close(both(index) - plain(index), extra)
     with pytest.raises(ValueError, match=r"index: expected images of one group, found groups \[0, 1\]"):
         plain(torch.cat([classes.of_group(0)[:2], index]))
+
+
+def test_texts_of_another_width_are_refused(model):
+    position, heading = places(300)
+    classes = progeo.geographic(position, heading, M=30.0, alpha=90.0, N=1, L=1, least=4, groups=1)
+    with pytest.raises(ValueError, match="dim: expected the texts' 8, found 16"):
+        progeo.Guided(encoder(model), classes, lambda i: i, dim=16, text=torch.zeros(len(classes.group), 8))
 
 
 def test_imprinted_classifiers_know_their_classes(model):

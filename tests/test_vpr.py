@@ -75,7 +75,7 @@ def test_zones_are_respected_and_said_by_all_or_none(tmp_path):
     folder = tmp_path / "val"
     put(folder / "database", 500_000.0, 4_000_000.0, zone="10S")
     put(folder / "database", 500_001.0, 4_000_000.0, zone="32S")
-    put(folder / "queries", 500_000.0, 4_000_003.0, zone="32S")
+    put(folder / "queries", 500_000.0, 4_000_003.0, zone="32T")  # the next band of the same zone
     found = vpr.part(tmp_path, "val")
     assert [found.database.zone[int(r)] for r in found.positives[0]] == ["32S"]
     put(folder / "queries", 500_000.0, 4_000_004.0)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL
 from jaxtyping import Float
 from PIL import Image
 
@@ -151,5 +152,5 @@ def _scene(number: int, tiles: int, moment: Moment) -> scene.Scene:
 
 @functools.cache
 def _version() -> str:
-    sources = [Path(module.__file__).read_text() for module in (plan, scene, street, vpr)] + [Path(__file__).read_text()]
+    sources = [Path(module.__file__).read_text() for module in (city, plan, scene, street, vpr)] + [Path(__file__).read_text(), PIL.__version__]
     return hashlib.sha256(repr(sources).encode()).hexdigest()[:16]

@@ -182,15 +182,21 @@ def positives(queries: Views, database: Views, metres: float = 25.0) -> list[Int
         without = queries if database.zone[0] else database
         raise ValueError(f"{without.files[0]}: expected UTM zones in queries and database or in neither, found none here")
     found = [torch.empty(0, dtype=torch.int64)] * len(queries)
-    for zone in sorted(set(queries.zone)):
-        rows = [i for i, z in enumerate(database.zone) if z == zone]
+    asked, there = ([_grid(z) for z in seen.zone] for seen in (queries, database))
+    for zone in sorted(set(asked)):
+        rows = [i for i, z in enumerate(there) if z == zone]
         if not rows:
             continue
         tree, row = cKDTree(database.position[rows].numpy()), torch.tensor(rows)
-        own = [i for i, z in enumerate(queries.zone) if z == zone]
+        own = [i for i, z in enumerate(asked) if z == zone]
         for i, near in zip(own, tree.query_ball_point(queries.position[own].numpy(), metres, return_sorted=True), strict=True):
             found[i] = row[near]
     return found
+
+
+def _grid(zone: str) -> str:
+    """What has coordinates of its own: a zone's number and the hemisphere; the letters are bands of latitude within it."""
+    return zone[:-1] + ("N" if zone[-1] >= "N" else "S") if zone else ""
 
 
 def _by_frame(queries: Views, database: Views, frames: int) -> list[Int64[Tensor, "_"]]:
