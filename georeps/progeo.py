@@ -32,7 +32,7 @@ class Classes:
     labels: Int64[Tensor, "n"]
     group: Int64[Tensor, "c"]
     corner: Float64[Tensor, "c 3"]  # of a class: east and north in metres, heading in degrees, the least of each; NaN without headings
-    zone: list[str]
+    zone: list[str]  # of a class: UTM zone and hemisphere, "10N"; "" where names say none
 
     @property
     def groups(self) -> int:

@@ -122,6 +122,9 @@ def test_msls_is_judged_on_its_740_queries(tmp_path, monkeypatch):
     listed.write_text("key2\nkey0")
     found = vpr.part(tmp_path, "val", only=listed, published="msls")
     assert found.queries.identity == ["key2", "key0"] and found.queries.position[:, 0].tolist() == [3.5, 1.5]
+    listed.write_text("key2\nkey0\nkey2\n")
+    with pytest.raises(ValueError, match="official.txt, line 1: expected each query once, found 'key2' for two"):
+        vpr.part(tmp_path, "val", only=listed)
     listed.write_text("key2\nkey9\n")
     with pytest.raises(ValueError, match=r"official.txt, line 2: expected an identity or file name of a query, found 'key9' \(1 such lines\)"):
         vpr.part(tmp_path, "val", only=listed)
@@ -141,9 +144,11 @@ def test_queries_without_positives_count_as_missed(tmp_path):
 def test_sf_xl_s_folders_are_found(tmp_path):
     put(tmp_path / "train" / "37.75", 1.0, 2.0)
     put(tmp_path / "another disk", 3.0, 4.0)
+    (tmp_path / "train" / "paths.txt").write_text("a cached listing")
     (tmp_path / "train" / "37.76").symlink_to(tmp_path / "another disk")
     for name in ("database", "queries_v1", "queries_v2"):
         put(tmp_path / "test" / name, 1.0, 2.0)
+    assert [p.name for p in vpr.training(tmp_path).left_out] == ["paths.txt"]
     assert len(vpr.training(tmp_path)) == 2 and vpr.query_sets(tmp_path) == ["queries_v1", "queries_v2"]
     assert len(vpr.part(tmp_path, queries="queries_v2").positives[0]) == 1
     with pytest.raises(FileNotFoundError, match="queries: expected a folder of views"):

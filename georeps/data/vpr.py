@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +53,7 @@ class Views:
     heading: Float64[Tensor, "n"]
     identity: list[str]
     note: list[str]
+    left_out: list[Path] = field(default_factory=list)  # other files below the folder, which are no images
 
     def __len__(self) -> int:
         return len(self.files)
@@ -108,12 +109,13 @@ def file_name(name: Name, suffix: str = ".jpg") -> str:
 
 
 def views(folder: Path | str) -> Views:
-    """Every image below a folder, links followed, by name. Files of other kinds and hidden ones are passed over; zones are said by all names or by none."""
+    """Every image below a folder, links followed, by name. Files of other kinds are named in `left_out`, hidden ones passed over; zones are said by all names or by none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder of views @<east>@<north>@..., found none")
-    every = (Path(where) / name for where, _, names in os.walk(folder, followlinks=True) for name in names)
-    files = sorted(p for p in every if p.suffix.lower() in images.SUFFIXES and not p.name.startswith("."))
+    every = sorted(Path(where) / name for where, _, names in os.walk(folder, followlinks=True) for name in names if not name.startswith("."))
+    files = [p for p in every if p.suffix.lower() in images.SUFFIXES]
+    other = [p for p in every if p.suffix.lower() not in images.SUFFIXES]
     if not files:
         raise FileNotFoundError(f"{folder}: expected images ({', '.join(images.SUFFIXES)}), found none")
     names = []
@@ -127,7 +129,7 @@ def views(folder: Path | str) -> Views:
         raise ValueError(f"{files[zoned.index(False)]}: expected a UTM zone, as {files[zoned.index(True)].name} has one, found none")
     position = torch.tensor([[n.east, n.north] for n in names], dtype=torch.float64)
     heading = torch.tensor([n.heading for n in names], dtype=torch.float64)
-    return Views(files, position, [n.zone for n in names], heading, [n.identity for n in names], [n.note for n in names])
+    return Views(files, position, [n.zone for n in names], heading, [n.identity for n in names], [n.note for n in names], other)
 
 
 def training(root: Path | str) -> Views:
@@ -221,6 +223,9 @@ def _frames(seen: Views) -> list[int]:
 def _only(asked: Views, path: Path) -> Views:
     wanted = folders.read_lines(path, lambda line: line.strip())
     row = {key: i for i in range(len(asked)) for key in (asked.identity[i], asked.files[i].name) if key}
+    twice = [w for w in wanted if wanted.count(w) > 1 or asked.identity.count(w) > 1]
+    if twice:
+        raise ValueError(f"{path}, line {wanted.index(twice[0]) + 1}: expected each query once, found {twice[0]!r} for two")
     lost = [w for w in wanted if w not in row]
     if lost:
         raise ValueError(f"{path}, line {wanted.index(lost[0]) + 1}: expected an identity or file name of a query, found {lost[0]!r} ({len(lost)} such lines)")
