@@ -131,18 +131,25 @@ def retrieval_strips(
     gallery: UInt8[Tensor, "g 3 i j"],
     retrieved: Int64[Tensor, "q k"],
     match: Int64[Tensor, "q"],
-    ranks: Int64[Tensor, "q"],
+    ranks: Int64[Tensor, "q"] | None = None,
+    *,
+    right: Bool[Tensor, "q k"] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Figure:
-    """A row a query: the query, its match, and the best retrieved; the frame is green on the match, red elsewhere."""
+    """A row a query: the query, its match, and the best retrieved; the frame is green on the match, or what else is `right`, red elsewhere.
+
+    Rows are named by `names`, or by the ranks (0 = best, shown from 1).
+    """
+    right = retrieved == match[:, None] if right is None else right
+    names = names or [f"rank {int(r) + 1}" for r in ranks]
     n, k = retrieved.shape
     figure, axes = plt.subplots(n, k + 2, figsize=(1.05 * (k + 2), 1.12 * n + 0.3), squeeze=False)
     for r in range(n):
         _show(axes[r, 0], queries[r])
-        _show(axes[r, 1], gallery[match[r]], frame="0.3")
-        axes[r, 0].set_ylabel(f"rank {int(ranks[r]) + 1}", fontsize=9)
+        _show(axes[r, 1], gallery[int(match[r])], frame="0.3")
+        axes[r, 0].set_ylabel(names[r], fontsize=9)
         for c in range(k):
-            right = bool(retrieved[r, c] == match[r])
-            _show(axes[r, c + 2], gallery[retrieved[r, c]], frame=VERDICTS["holds"] if right else VERDICTS["fails"])
+            _show(axes[r, c + 2], gallery[int(retrieved[r, c])], frame=VERDICTS["holds" if right[r, c] else "fails"])
     for c, title in enumerate(["query", "match", *(str(i + 1) for i in range(k))]):
         axes[0, c].set_title(title, fontsize=9)
     figure.tight_layout(pad=0.3)
@@ -181,25 +188,6 @@ def place_classes(corner: Float[Tensor, "c 3"], group: Int64[Tensor, "c"], *, si
         ax.quiver(x, y, np.sin(angle), np.cos(angle), color=PALETTE[g % len(PALETTE)], angles="xy", scale=28, width=0.004)
     ax.set(xlabel="metres east", ylabel="metres north", aspect="equal")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return figure
-
-
-def found_places(
-    queries: UInt8[Tensor, "q 3 h w"], gallery: UInt8[Tensor, "g 3 h w"], match: Int64[Tensor, "q"], found: Int64[Tensor, "q k"], right: Bool[Tensor, "q k"],
-    *, names: Sequence[str],
-) -> Figure:  # fmt: skip
-    """A row a query: the query, a picture of its place, and the best retrieved, framed green where right and red where wrong."""
-    n, k = found.shape
-    figure, axes = plt.subplots(n, k + 2, figsize=(1.05 * (k + 2), 1.1 * n + 0.3), squeeze=False)
-    for r in range(n):
-        _show(axes[r, 0], queries[r])
-        _show(axes[r, 1], gallery[int(match[r])], frame="0.3")
-        axes[r, 0].set_ylabel(names[r], fontsize=8)
-        for c in range(k):
-            _show(axes[r, c + 2], gallery[int(found[r, c])], frame=VERDICTS["holds" if right[r, c] else "fails"])
-    for c, title in enumerate(["query", "place", *(str(i + 1) for i in range(k))]):
-        axes[0, c].set_title(title, fontsize=9)
-    figure.tight_layout(pad=0.3)
     return figure
 
 
