@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from georeps.kernels import pairs
+
 
 def soft_margin_triplet(
     ground: Float[Tensor, "b d"],
@@ -107,11 +109,15 @@ class SymmetricInfoNCE(nn.Module):
 def uniformity(x: Float[Tensor, "b d"], t: float = 2.0) -> Float[Tensor, ""]:
     """Log of the average Gaussian potential exp(-t |x_i - x_j|^2) over pairs i != j of normalised rows (Eq. 3.5).
 
-    Eq. 3.6-3.9 print the sum where Eq. 3.5 has the mean: they differ by the constant log(n (n - 1)), not in gradient.
+    Eq. 3.6-3.9 print the sum where Eq. 3.5 has the mean: they differ by the constant log(n (n - 1)), not in gradient. Memory is that of
+    the rows: where the matrix of pairs would take more than `pairs.BAND` bytes (n above 5,800), value and gradient are summed tile by tile.
     """
     if x.shape[0] < 2:
         raise ValueError(f"x: uniformity needs at least 2 rows, found {x.shape[0]}")
     n = x.shape[0]
+    if 8 * n * n > pairs.BAND:  # the matrix of pairs would not fit: its tiles are formed, used, and formed again for the gradient
+        rows = F.normalize(_wide(x), dim=1).to(x.dtype)
+        return pairs.log_sum(rows, 2 * t)[0] - math.log(n * (n - 1))
     exponent = 2 * t * (_similarity(x, x) - 1)
     exponent = exponent.masked_fill(torch.eye(n, dtype=torch.bool, device=x.device), -math.inf)
     return exponent.logsumexp(dim=(0, 1)) - math.log(n * (n - 1))

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from georeps import search, sphere
+from georeps.kernels import pairs
 
 
 def recall_at(ranks: Int64[Tensor, "q"], k: int) -> float:
@@ -258,18 +259,16 @@ def prdc(real: Float[Tensor, "n 3"], fake: Float[Tensor, "m 3"], k: int = 3) -> 
 def uniformity(x: Float[Tensor, "b d"], t: float = 2.0) -> float:
     """Log of the average Gaussian potential over pairs i != j (Eq. 3.5), without the pairwise matrix; lower is more uniform.
 
-    Rows are l2-normalised first. 0 for collapsed rows, about -2t for rows spread over many dimensions.
+    Rows are l2-normalised first, on CPU in float64, on a GPU in float32 and then rounded to their own type. 0 for collapsed rows, about
+    -2t for rows spread over many dimensions.
     """
     if len(x) < 2:
         raise ValueError(f"x: uniformity needs at least 2 rows, found {len(x)}")
     _check_finite("x", x)
-    x = F.normalize(x.double(), dim=1)
-    parts = []
-    for start in range(0, len(x), 1024):
-        exponent = 2 * t * (x[start : start + 1024] @ x.T - 1)
-        exponent.diagonal(offset=start).fill_(-math.inf)
-        parts.append(exponent.logsumexp(dim=(0, 1)))
-    return float(torch.stack(parts).logsumexp(0)) - math.log(len(x) * (len(x) - 1))
+    on_cpu = x.device.type == "cpu"
+    rows = F.normalize(x.double() if on_cpu else x.float(), dim=1)
+    total, _ = pairs.log_sum(rows if on_cpu else rows.to(x.dtype), 2 * t)
+    return float(total) - math.log(len(x) * (len(x) - 1))
 
 
 def alignment(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], alpha: float = 2.0) -> float:

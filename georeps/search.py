@@ -7,6 +7,10 @@ A float32 matrix product rounds the same inner product differently from block to
 two equal gallery rows need not get equal scores. Scores closer than that rounding are therefore compared again as
 float64 inner products rounded to float32: neighbours, ranks and ties are then the same for every backend, block size
 and number of threads, and a collapsed model (all descriptors equal) gets the rank it deserves, the last.
+
+Backends: "torch" is the specification and runs everywhere; "faiss" on CPU; "triton" on CUDA, for float16, bfloat16 or float32 rows, without
+ever holding the scores (`kernels`). "auto" takes faiss on CPU where it is installed; triton on CUDA where its kernels run, for at least FEW
+queries, up to a sixteenth of the gallery as neighbours and up to POSITIVES positives a query; else torch.
 """
 
 import math
@@ -14,17 +18,27 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from georeps import kernels
+
+try:
+    from georeps.kernels import search as kernel
+except ImportError:  # no triton: `kernels.cannot_run` says so
+    kernel = None
 
 try:
     import faiss
 except ImportError:  # an optional peer: torch alone does the same, more slowly on CPU
     faiss = None
 
-Backend = Literal["auto", "torch", "faiss"]
+Backend = Literal["auto", "torch", "faiss", "triton"]
 MEMORY_BUDGET = 256 * 2**20  # bytes of scores held at a time
 SLACK = 8  # candidates kept beyond k, so that a tie at the k-th place is seen
+FEW = 32  # fewer queries than this cost no more than reading the gallery once: a plain product does it
+POSITIVES = 16  # of a query that a kernel counts for at a time
 
 
 class Neighbours(NamedTuple):
@@ -50,15 +64,13 @@ def topk(
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k: expected 1 <= k <= {len(gallery)} (the gallery's rows), found {k}")
     width = min(k + SLACK, len(gallery))
-    if _backend(backend, queries) == "faiss":
-        scores, index = _candidates_faiss(queries, gallery, width)
-    else:
-        scores, index = _candidates_torch(queries, gallery, width, memory)
+    scores, index, unsure = _candidates(choose(backend, queries, gallery, width=width), queries, gallery, width, memory)
+    tolerance = tolerance + _cut_off(queries, gallery, scores[:, 0])
     scores, index, rows = _order_ties(scores, index, queries, gallery, tolerance)
     if width < len(gallery):  # a tie may reach past the candidates: those rows are searched again, exactly
-        rows = rows & (scores[:, k - 1] - scores[:, -1] <= tolerance)
+        rows = unsure | (rows & (scores[:, k - 1] - scores[:, -1] <= tolerance))
         scores, index = scores[:, :k].contiguous(), index[:, :k].contiguous()
-        for block in _blocks(rows):
+        for block in blocks(rows):
             scores[block], index[block] = _topk_exact(queries[block], gallery, k, memory)
     return Neighbours(scores[:, :k], index[:, :k])
 
@@ -66,36 +78,86 @@ def topk(
 def rank_of(
     queries: Float[Tensor, "q d"],
     gallery: Float[Tensor, "g d"],
-    target: Int64[Tensor, "q"],
+    target: Int64[Tensor, "q *p"],
     *,
     backend: Backend = "auto",
     memory: int = MEMORY_BUDGET,
-) -> Int64[Tensor, "q"]:
+) -> Int64[Tensor, "q *p"]:
     """Rank of each query's match, 0 = best: how many other gallery rows score at least as high as row `target`.
 
-    A tie counts against the query (published code compares strictly and gives a collapsed model 100%). Counting needs
-    no sort and holds at most `memory` bytes of scores. Raises ValueError as `topk` does, and for a target outside 0..g-1.
+    A tie counts against the query (published code compares strictly and gives a collapsed model 100%). Of p positives a query, "q p", each
+    is ranked among all rows, the other positives too; -1 fills the rows of queries with fewer, and is their rank. Counting needs no sort and
+    holds at most `memory` bytes of scores. Raises ValueError as `topk` does, and for a target outside 0..g-1.
     """
     tolerance = _checked(queries, gallery)
-    if target.shape != queries.shape[:1]:
-        raise ValueError(f"target: expected one gallery index a query, {len(queries)}, found shape {tuple(target.shape)}")
-    if len(target) and not (0 <= int(target.min()) and int(target.max()) < len(gallery)):
-        bad = target[(target < 0) | (target >= len(gallery))][0]
-        raise ValueError(f"target: expected gallery indices in 0..{len(gallery) - 1}, found {int(bad)}")
-    _backend(backend, queries)  # counting is one matrix product and a comparison: torch on every device
-    own = _pair_scores(queries, gallery, torch.arange(len(queries), device=queries.device), target)
-    ranks = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    if target.ndim not in (1, 2) or target.shape[:1] != queries.shape[:1]:
+        raise ValueError(f"target: expected one gallery index a query, or p of them, for {len(queries)} queries, found shape {tuple(target.shape)}")
+    lowest = 0 if target.ndim == 1 else -1
+    bad = target[(target < lowest) | (target >= len(gallery))]
+    if len(bad):
+        raise ValueError(f"target: expected gallery indices in {lowest}..{len(gallery) - 1}, found {int(bad[0])}")
+    if not target.numel():
+        return target.clone()
+    targets = target.reshape(len(queries), -1)
+    row, p = (targets >= 0).nonzero(as_tuple=True)
+    own = torch.full(targets.shape, math.inf, device=queries.device)
+    own[row, p] = _pair_scores(queries, gallery, row, targets[row, p])
+    ranks = _at_least(queries, gallery, own, targets, tolerance, choose(backend, queries, gallery, positives=targets.shape[1]), memory)
+    return torch.where(targets < 0, -1, ranks).reshape(target.shape)
+
+
+def at_least(
+    queries: Float[Tensor, "q d"],
+    gallery: Float[Tensor, "g d"],
+    bar: Float[Tensor, "q p"],
+    left_out: Int64[Tensor, "q p"],
+    *,
+    backend: Backend = "auto",
+    memory: int = MEMORY_BUDGET,
+) -> Int64[Tensor, "q p"]:
+    """How many gallery rows, `left_out` not among them (-1: none), score at least `bar`: what ranks add up from, over the shards of a gallery.
+
+    Scores are float64 inner products rounded to float32, as `bar` must be to count ties.
+    """
+    tolerance = _checked(queries, gallery)
+    return _at_least(queries, gallery, bar, left_out, tolerance, choose(backend, queries, gallery, positives=bar.shape[1]), memory)
+
+
+def _at_least(queries: Tensor, gallery: Tensor, bar: Tensor, left_out: Tensor, tolerance: Tensor, backend: str, memory: int) -> Tensor:
+    slack = tolerance[:, None] + torch.stack([_cut_off(queries, gallery, column) for column in bar.unbind(1)], dim=1)
+    if backend == "triton":
+        return _at_least_triton(queries, gallery, bar, left_out, slack, memory)
+    counts = torch.zeros_like(left_out)
     for rows, columns, score in _score_tiles(queries, gallery, memory):
-        inside = (target[rows] >= columns.start) & (target[rows] < columns.stop)
-        score[inside.nonzero().flatten(), target[rows][inside] - columns.start] = -math.inf
-        above = score > (own + tolerance)[rows, None]
-        near = (score >= (own - tolerance)[rows, None]) ^ above
-        ranks[rows] += _count(above) + _count_near(near, queries[rows], gallery[columns], own[rows])
-    return ranks
+        for p, (own, out) in enumerate(zip(bar[rows].unbind(1), left_out[rows].unbind(1), strict=True)):
+            inside = ((out >= columns.start) & (out < columns.stop)).nonzero().flatten()
+            above = score > (own + slack[rows, p])[:, None]
+            near = (score >= (own - slack[rows, p])[:, None]) ^ above
+            above[inside, out[inside] - columns.start] = False
+            near[inside, out[inside] - columns.start] = False
+            counts[rows, p] += _count(above) + _count_near(near, queries[rows], gallery[columns], own)
+    return counts
+
+
+def _at_least_triton(queries: Tensor, gallery: Tensor, bar: Tensor, left_out: Tensor, slack: Tensor, memory: int) -> Tensor:
+    """Counted in one pass; what lies within rounding of the bar is listed and compared in float64, rows with too much of it by torch."""
+    counts = torch.zeros_like(left_out)
+    q, g = kernels.common(queries, gallery)
+    for rows in torch.arange(len(q), device=q.device).split(max(1, memory // (8 * kernel.NEAR * bar.shape[1]))):
+        own = bar[rows].clamp(min=torch.finfo(torch.float32).min)
+        above, near, index = kernel.count(q[rows], g, own - slack[rows], own + slack[rows], left_out[rows])
+        listed = torch.arange(kernel.NEAR, device=q.device) < torch.where(near > kernel.NEAR, 0, near)[..., None]
+        row, p, place = listed.nonzero(as_tuple=True)
+        reached = kernel.exact(q, g, rows[row], index[row, p, place].long()) >= own[row, p]
+        counts[rows] = above.long().index_put_((row, p), reached.long(), accumulate=True)
+        for block in blocks((near > kernel.NEAR).any(dim=1)):
+            some = rows[block]
+            counts[some] = _at_least(queries[some], gallery, bar[some], left_out[some], slack[some, 0], "torch", memory)
+    return counts
 
 
 def nearest(
-    queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], *, memory: int = MEMORY_BUDGET
+    queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], *, backend: Backend = "auto", memory: int = MEMORY_BUDGET
 ) -> Float[Tensor, "q"]:
     """Squared Euclidean distance of each query to its closest gallery row.
 
@@ -108,10 +170,11 @@ def nearest(
     q, g = queries.float() - centre, gallery.float() - centre
     half_norm = g.double().square().sum(1) / 2
     width = min(SLACK, len(g))
-    scores, index = _candidates_torch(q, g, width, memory, bias=-half_norm.float())
+    way = choose(backend, q, g, width=width)
+    scores, index, unsure = _candidates("torch" if way == "faiss" else way, q, g, width, memory, -half_norm.float())
     if width < len(g):
-        unsure = scores[:, 0] - scores[:, -1] <= _rounding(q.norm(dim=1) + g.norm(dim=1).max(), g.norm(dim=1).max(), q.shape[1])
-        for block in _blocks(unsure):
+        unsure |= scores[:, 0] - scores[:, -1] <= rounding(q.norm(dim=1) + g.norm(dim=1).max(), g.norm(dim=1).max(), q.shape[1])
+        for block in blocks(unsure):
             index[block, 0] = _closest_exact(q[block].double(), g, half_norm)
     distances = [
         (query[:, None].double() - gallery[at].double()).square().sum(-1).amin(1).float()
@@ -139,11 +202,14 @@ def _checked(queries: Tensor, gallery: Tensor) -> Float[Tensor, "q"]:
         raise ValueError("gallery: expected at least one row, found none")
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"gallery: expected the queries' width {queries.shape[1]}, found {gallery.shape[1]}")
+    for name, x in (("queries", queries), ("gallery", gallery)):
+        if x.dtype not in kernels.DTYPES:
+            raise ValueError(f"{name}: expected float16, bfloat16 or float32 descriptors, found {str(x.dtype).removeprefix('torch.')}")
     norms = [_finite_norms(name, x) for name, x in (("queries", queries), ("gallery", gallery))]
-    return _rounding(norms[0], norms[1].max(), queries.shape[1])
+    return rounding(norms[0], norms[1].max(), queries.shape[1])
 
 
-def _rounding(query_norm: Tensor, gallery_norm: Tensor | float, d: int) -> Tensor:
+def rounding(query_norm: Tensor, gallery_norm: Tensor | float, d: int) -> Tensor:
     """Gap that float32 rounding may open or close between two d-term inner products: errors add like a random walk."""
     return torch.finfo(torch.float32).eps * math.sqrt(d) * query_norm * gallery_norm
 
@@ -157,15 +223,41 @@ def _finite_norms(name: str, x: Tensor) -> Float[Tensor, "n"]:
     return norms
 
 
-def _backend(name: str, queries: Tensor) -> str:
-    if name not in ("auto", "torch", "faiss"):
-        raise ValueError(f"backend: expected 'auto', 'torch' or 'faiss', found {name!r}")
+def _cut_off(queries: Tensor, gallery: Tensor, score: Float[Tensor, "q"]) -> Float[Tensor, "q"]:
+    """What tensor cores may add to rounding: they cut sums off, every 16 products, instead of rounding them, and all to one side."""
+    if not queries.is_cuda or torch.promote_types(queries.dtype, gallery.dtype) == torch.float32:
+        return torch.zeros_like(score)
+    return torch.finfo(torch.float32).eps * queries.shape[1] / 32 * score.abs().nan_to_num(posinf=0.0)
+
+
+def choose(name: str, queries: Tensor, gallery: Tensor, *, width: int = 1, positives: int = 1) -> str:
+    """The backend that a name means for these rows, that many candidates and that many positives a query."""
+    if name not in ("auto", "torch", "faiss", "triton"):
+        raise ValueError(f"backend: expected 'auto', 'torch', 'faiss' or 'triton', found {name!r}")
     if name == "faiss" and (faiss is None or queries.device.type != "cpu"):
         why = "faiss is not installed (pip install faiss-cpu)" if faiss is None else f"it searches on CPU, the queries are on {queries.device}"
         raise ValueError(f"backend: 'faiss' cannot run here: {why}")
+    if name == "triton" and (why := kernels.cannot_run(queries, gallery)):
+        raise ValueError(f"backend: 'triton' cannot run here: {why}")
+    if name == "auto" and queries.device.type == "cpu":
+        return "faiss" if faiss is not None else "torch"
     if name == "auto":
-        return "faiss" if faiss is not None and queries.device.type == "cpu" else "torch"
-    return name
+        name = "triton" if len(queries) >= FEW and kernels.cannot_run(queries, gallery) is None else "torch"
+    fits = len(queries) and positives <= POSITIVES and 16 * width <= len(gallery)
+    return "torch" if name == "triton" and not fits else name
+
+
+def _candidates(
+    backend: str, queries: Tensor, gallery: Tensor, width: int, memory: int, bias: Tensor | None = None
+) -> tuple[Float[Tensor, "q w"], Int64[Tensor, "q w"], Bool[Tensor, "q"]]:
+    """The `width` best by float32 scores, ties in any order, and the rows of which that is not sure."""
+    if backend == "triton":
+        q, g = kernels.common(queries, gallery)
+        rows = max(1, memory // (64 * (width + 64)))
+        parts = [kernel.candidates(block, g, width, bias=bias) for block in q.split(rows)]
+        return tuple(torch.cat(x) for x in zip(*parts, strict=True))
+    found = _candidates_faiss(queries, gallery, width) if backend == "faiss" else _candidates_torch(queries, gallery, width, memory, bias)
+    return *found, torch.zeros(len(queries), dtype=torch.bool, device=queries.device)
 
 
 def _score_tiles(queries: Tensor, gallery: Tensor, memory: int):
@@ -179,15 +271,22 @@ def _score_tiles(queries: Tensor, gallery: Tensor, memory: int):
     buffer = torch.empty(height * width, device=queries.device)
     for top in range(0, len(queries), height):
         rows = slice(top, min(top + height, len(queries)))
-        block = queries[rows].float()
+        block = queries[rows]
         for left in range(0, len(gallery), width):
             columns = slice(left, min(left + width, len(gallery)))
             shape = (rows.stop - rows.start, columns.stop - columns.start)
             score = buffer[: shape[0] * shape[1]].view(shape)
-            yield rows, columns, torch.mm(block, gallery[columns].float().T, out=score)
+            yield rows, columns, _product(block, gallery[columns], score)
 
 
-def _blocks(rows: Bool[Tensor, "q"]):
+def _product(queries: Tensor, gallery: Tensor, out: Tensor) -> Tensor:
+    """Float32 scores; rows of 16 bits are multiplied as they are on CUDA, where that is faster, and made float32 on CPU, where it is not."""
+    if queries.is_cuda and queries.dtype == gallery.dtype and queries.dtype in (torch.float16, torch.bfloat16):
+        return torch.mm(queries, gallery.T, out_dtype=torch.float32, out=out)
+    return torch.mm(queries.float(), gallery.float().T, out=out)
+
+
+def blocks(rows: Bool[Tensor, "q"]):
     """The marked rows, 256 at a time; none where none is marked."""
     return [block for block in rows.nonzero().flatten().split(256) if len(block)]
 
@@ -220,23 +319,19 @@ def _candidates_torch(
 def _order_ties(
     scores: Tensor, index: Tensor, queries: Tensor, gallery: Tensor, tolerance: Tensor
 ) -> tuple[Tensor, Tensor, Bool[Tensor, "q"]]:
-    """Rescore what stands within rounding of a neighbour and put those rows in order; say which rows had any.
+    """Rescore what stands within rounding of a neighbour and put the rows in order; say which rows had any."""
+    close = scores[:, :-1] - scores[:, 1:] <= tolerance[:, None]
+    near = F.pad(close, (1, 0)) | F.pad(close, (0, 1))
+    row, column = near.nonzero(as_tuple=True)
+    scores = scores.index_put((row, column), _pair_scores(queries, gallery, row, index[row, column]))
+    order = by_score(scores, index)
+    return scores.gather(1, order), index.gather(1, order), near.any(dim=1)
 
-    In numpy on every device: these arrays are small, and on CPU the threads of faiss and torch get in each other's way.
-    """
-    s, at = scores.cpu().numpy(), index.cpu().numpy()
-    close = s[:, :-1] - s[:, 1:] <= tolerance.cpu().numpy()[:, None]
-    near = np.zeros(s.shape, bool)
-    near[:, :-1] |= close
-    near[:, 1:] |= close
-    row, column = near.nonzero()
-    pairs = (torch.from_numpy(x).to(queries.device) for x in (row, at[row, column]))
-    s[row, column] = _pair_scores(queries, gallery, *pairs).cpu().numpy()
-    swapped = (s[:, :-1] < s[:, 1:]) | ((s[:, :-1] == s[:, 1:]) & (at[:, :-1] > at[:, 1:]))
-    wrong = swapped.any(axis=1)
-    order = np.lexsort((at[wrong], -s[wrong]), axis=1)
-    s[wrong], at[wrong] = (np.take_along_axis(x[wrong], order, axis=1) for x in (s, at))
-    return *(torch.from_numpy(x).to(queries.device) for x in (s, at)), torch.from_numpy(near.any(axis=1)).to(queries.device)
+
+def by_score(scores: Float[Tensor, "q n"], index: Int64[Tensor, "q n"]) -> Int64[Tensor, "q n"]:
+    """The order of each row by descending score, equal scores by ascending index (below 2^32): one sort of both in 64 bits."""
+    bits = (scores + 0.0).view(torch.int32).long()  # + 0.0: -0.0 equals 0.0
+    return ((torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) << 32) - index).argsort(dim=1, descending=True)
 
 
 def _count(mask: Bool[Tensor, "r c"]) -> Int64[Tensor, "r"]:
@@ -248,6 +343,8 @@ def _count(mask: Bool[Tensor, "r c"]) -> Int64[Tensor, "r"]:
 
 def _pair_scores(queries: Tensor, gallery: Tensor, row: Tensor, column: Tensor) -> Float[Tensor, "n"]:
     """Float64 inner products of listed pairs, rounded to float32."""
+    if queries.is_cuda and len(row) > 16384 and kernels.cannot_run(queries, gallery) is None:
+        return kernel.exact(*kernels.common(queries, gallery), row, column)
     parts = [
         (queries[r].double() * gallery[c].double()).sum(1).float()
         for r, c in zip(row.split(16384), column.split(16384), strict=True)
@@ -259,7 +356,7 @@ def _count_near(near: Bool[Tensor, "r c"], queries: Tensor, gallery: Tensor, own
     """Of the pairs marked near, those whose float64 score, rounded to float32, is at least the match's own."""
     many = _count(near) > max(256, near.shape[1] // 16)
     count = torch.zeros(len(near), dtype=torch.int64, device=near.device)
-    for block in _blocks(many):
+    for block in blocks(many):
         score = (queries[block].double() @ gallery.double().T).float()
         count[block] = _count(near[block] & (score >= own[block, None]))
     row, column = (near & ~many[:, None]).nonzero(as_tuple=True)

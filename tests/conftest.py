@@ -1,7 +1,21 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share; where there is no GPU the kernels run in Triton's interpreter, which is chosen before the first import."""
+
+import os
+import sys
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import jaxtyping
 import pytest
+
+hooks = [h for h in sys.meta_path if type(h).__module__.startswith("jaxtyping")]
+sys.meta_path[:] = [h for h in sys.meta_path if h not in hooks]  # Triton reads the kernels' source and finds their globals: no decorator between
+import georeps.kernels.pairs  # noqa: E402, F401
+
+sys.meta_path[:0] = hooks
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "georeps").rglob("*.py"))
 ORDER = (  # a module imports only from an earlier line
-    ("sphere", "losses", "pooling", "kernels", "adaln"),
+    ("kernels",),
+    ("sphere", "losses", "pooling", "adaln"),
     ("search", "encoders", "vmf", "flow", "metrix", "moco", "variants"),
     ("metrics", "crossview", "progeo", "backbones", "dino", "localization"),
     ("composed", "geolocation"),

@@ -46,7 +46,7 @@ def worlds(q, g, d):
     }
 
 
-@pytest.mark.parametrize("backend", ["torch", "faiss", "auto"])
+@pytest.mark.parametrize("backend", ["torch", "faiss", "auto", "triton"])
 @pytest.mark.parametrize("world", ["distinct", "duplicates", "integers", "collapsed", "near"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_topk_equals_the_stable_sort(shape, world, backend):
@@ -58,13 +58,24 @@ def test_topk_equals_the_stable_sort(shape, world, backend):
     assert torch.allclose(found.scores, scores, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("world", ["distinct", "duplicates", "integers", "collapsed", "near"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_rank_equals_the_count_in_the_sorted_matrix(shape, world):
+def test_rank_equals_the_count_in_the_sorted_matrix(shape, world, backend):
     q, g, d, _ = shape
     queries, gallery = worlds(q, g, d)[world]
     target = torch.randint(g, (q,), generator=torch.Generator().manual_seed(5))
-    assert torch.equal(search.rank_of(queries, gallery, target), oracle_ranks(queries, gallery, target))
+    assert torch.equal(search.rank_of(queries, gallery, target, backend=backend), oracle_ranks(queries, gallery, target))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("world", ["distinct", "duplicates", "integers", "collapsed"])
+def test_each_of_several_positives_gets_the_rank_it_would_get_alone(world, backend):
+    queries, gallery = worlds(21, 600, 16)[world]
+    target = torch.randint(-1, 600, (21, 5), generator=torch.Generator().manual_seed(6))
+    found = search.rank_of(queries, gallery, target, backend=backend)
+    for own, ranks in zip(target.unbind(1), found.unbind(1), strict=True):
+        assert torch.equal(ranks, torch.where(own < 0, -1, oracle_ranks(queries, gallery, own.clamp(min=0))))
 
 
 @pytest.mark.parametrize("memory", [1, 2**16, 2**22])
@@ -110,6 +121,7 @@ def test_nearest_finds_the_closer_of_two_near_duplicates():
     gallery = torch.cat([base + 3e-4 * noise[:300], base + 1e-4 * noise[300:]])
     expected = (base[:, None].double() - gallery[None].double()).square().sum(-1).amin(1).float()
     assert torch.allclose(search.nearest(base, gallery), expected, rtol=1e-5, atol=0.0)
+    assert torch.allclose(search.nearest(base, gallery, backend="triton"), expected, rtol=1e-5, atol=0.0)
     many = (base[:1] + 1e-4 * descriptors(2000, 512, 2))[torch.arange(2000)]
     exact = (base[:1].double() - many.double()).square().sum(-1).amin()
     assert torch.allclose(search.nearest(base[:1], many).double(), exact, rtol=1e-5, atol=0.0)
@@ -151,7 +163,7 @@ def test_bad_targets_and_backends_raise(unchecked):
         search.rank_of(torch.ones(2, 3), torch.eye(4, 3), torch.tensor([0, 4]))
     with pytest.raises(ValueError, match="target: expected one gallery index a query"):
         search.rank_of(torch.ones(2, 3), torch.eye(4, 3), torch.tensor([0]))
-    with pytest.raises(ValueError, match="backend: expected 'auto', 'torch' or 'faiss', found 'cuvs'"):
+    with pytest.raises(ValueError, match="backend: expected 'auto', 'torch', 'faiss' or 'triton', found 'cuvs'"):
         search.topk(torch.ones(2, 3), torch.eye(4, 3), 1, backend="cuvs")
 
 

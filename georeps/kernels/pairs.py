@@ -1,0 +1,174 @@
+"""All pairs of rows, reduced tile by tile, in memory of the rows: log-sum-exp of similarities, forwards and backwards.
+
+    log_sum(x) = log sum_{i != j} exp(scale (<x_i, x_j> - 1))        for unit rows: the Gaussian potential of Eq. 3.5, scale = 2t
+    d log_sum / d x_i = 2 scale sum_j p_ij x_j,     p_ij = exp(scale (<x_i, x_j> - 1) - log_sum)
+
+Forwards nothing of a tile is kept but the largest exponent of each row and the sum beside it. Backwards the tiles are formed again, a band of
+rows at a time, and multiplied with the rows by the library. Two kernels, and beside each the same in torch, for rows that no kernel can take.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from georeps.kernels import cannot_run
+
+try:
+    import triton
+    import triton.language as tl
+
+    from georeps.kernels.search import TILE, _product, blocks
+except ImportError:  # `cannot_run` says so
+    triton = None
+
+BAND = 256 * 2**20  # bytes of exponents held at a time, where any are
+LOWEST = -1e30  # below every exponent; finite, so that differences are
+
+if triton is not None:
+
+    @triton.jit
+    def _exponents(x_ptr, y_ptr, scale, rows, columns, diagonal, n, m, D: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):
+        """scale (<x, y> - 1) in units of log 2; LOWEST where there is no such column, or it is the row's own."""
+        score = _product(x_ptr, y_ptr, tl.minimum(rows, n - 1), tl.minimum(columns, m - 1), D, BLOCK_D, UPCAST)
+        other = (columns < m)[None, :] & (columns[None, :] != (rows + diagonal)[:, None])
+        return tl.where(other, (score - 1.0) * (scale * 1.4426950408889634), -1e30)
+
+    @triton.jit
+    def _log_sums(
+        x_ptr, y_ptr, scale, n, m, diagonal, each, highest_ptr, sum_ptr, splits,
+        D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
+    ):  # fmt: skip
+        rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+        split = tl.program_id(1)
+        highest, total = tl.full([BLOCK_Q], -1e30, tl.float32), tl.zeros([BLOCK_Q], tl.float32)
+        for tile in range(split * each, tl.minimum((split + 1) * each, tl.cdiv(m, BLOCK_G))):
+            columns = tile * BLOCK_G + tl.arange(0, BLOCK_G)
+            exponent = _exponents(x_ptr, y_ptr, scale, rows, columns, diagonal, n, m, D, BLOCK_D, UPCAST)
+            above = tl.maximum(highest, tl.max(exponent, axis=1))
+            total = total * tl.exp2(highest - above) + tl.sum(tl.exp2(exponent - above[:, None]), axis=1)
+            highest = above
+        tl.store(highest_ptr + rows * splits + split, highest, mask=rows < n)
+        tl.store(sum_ptr + rows * splits + split, total, mask=rows < n)
+
+    @triton.jit
+    def _weights(
+        x_ptr, y_ptr, scale, n, m, diagonal, highest_ptr, out_ptr,
+        D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
+    ):  # fmt: skip
+        rows, columns = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q), tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
+        exponent = _exponents(x_ptr, y_ptr, scale, rows, columns, diagonal, n, m, D, BLOCK_D, UPCAST)
+        highest = tl.load(highest_ptr + rows, mask=rows < n, other=0.0) * 1.4426950408889634
+        weight = tl.exp2(exponent - highest[:, None])
+        at = rows.to(tl.int64)[:, None] * m + columns[None, :]
+        tl.store(out_ptr + at, weight.to(out_ptr.dtype.element_ty), mask=(rows < n)[:, None] & (columns < m)[None, :])
+
+
+def _constants(x: Tensor) -> dict:
+    constants = blocks(x)
+    del constants["GROUP"]
+    return constants
+
+
+@torch.library.custom_op("georeps::log_sums", mutates_args=())
+def log_sums(x: Tensor, y: Tensor, scale: float, diagonal: int | None) -> tuple[Tensor, Tensor]:
+    """log sum_j exp(scale (<x_i, y_j> - 1)) of each row and its largest exponent, float32; column i + diagonal left out where given.
+
+    -inf where no column is left. In float64 for rows of float64.
+    """
+    if len(y) >= 2 and len(x) and cannot_run(x, y) is None and x.dtype == y.dtype:
+        return _log_sums_triton(x.contiguous(), y.contiguous(), scale, diagonal)
+    parts = []
+    for start, exponent in _bands(x, y, scale, diagonal):
+        parts.append((exponent.logsumexp(dim=1), exponent.amax(dim=1)))
+    return tuple(torch.cat(p) for p in zip(*parts, strict=True)) if parts else (x.new_zeros(0), x.new_zeros(0))
+
+
+@log_sums.register_fake
+def _(x, y, scale, diagonal):
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(len(x), dtype=dtype), x.new_empty(len(x), dtype=dtype)
+
+
+def _log_sums_triton(x: Tensor, y: Tensor, scale: float, diagonal: int | None) -> tuple[Tensor, Tensor]:
+    constants = _constants(x)
+    rows, tiles = triton.cdiv(len(x), constants["BLOCK_Q"]), triton.cdiv(len(y), TILE)
+    splits = min(tiles, max(1, 512 // rows))  # enough programs for every multiprocessor where rows are few
+    highest, total = torch.empty(2, len(x), splits, device=x.device).unbind()
+    none = 2**31 - 1 - len(x)
+    _log_sums[(rows, splits)](
+        x, y, scale, len(x), len(y), none if diagonal is None else diagonal, triton.cdiv(tiles, splits), highest, total, splits, **constants
+    )
+    highest = highest * math.log(2)
+    return (highest + total.log()).logsumexp(dim=1), highest.amax(dim=1)
+
+
+def _bands(x: Tensor, y: Tensor, scale: float, diagonal: int | None):
+    """(first row, exponents) of bands of rows, in torch: scale (<x, y> - 1), the left-out column -inf."""
+    for start, band in _rows(x, len(y), 8):
+        wide = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+        exponent = scale * (band.to(wide) @ y.to(wide).T - 1)
+        if diagonal is not None:
+            row = torch.arange(len(band), device=x.device)
+            column = row + start + diagonal
+            there = (column >= 0) & (column < len(y))
+            exponent[row[there], column[there]] = -math.inf
+        yield start, exponent
+
+
+def _rows(x: Tensor, columns: int, size: int):
+    """(first row, rows) of bands that hold at most BAND bytes of `size` a pair."""
+    step = max(1, BAND // (size * max(1, columns)))
+    return ((start, x[start : start + step]) for start in range(0, len(x), step))
+
+
+@torch.library.custom_op("georeps::log_sum", mutates_args=())
+def log_sum(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """log sum_{i != j} exp(scale (<x_i, x_j> - 1)), a scalar, and the largest exponent of each row, which its derivative asks for."""
+    rows, highest = log_sums(x, x, scale, 0)
+    return rows.logsumexp(dim=0), highest
+
+
+@log_sum.register_fake
+def _(x, scale):
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty((), dtype=dtype), x.new_empty(len(x), dtype=dtype)
+
+
+@torch.library.custom_op("georeps::log_sum_backward", mutates_args=())
+def log_sum_backward(grad: Tensor, x: Tensor, total: Tensor, highest: Tensor, scale: float) -> Tensor:
+    """2 scale grad sum_j p_ij x_j: the weights of a band against its rows' largest exponents, so that 16 bits hold them, times the rows."""
+    out = torch.empty_like(x)
+    kernel = len(x) >= 2 and cannot_run(x) is None
+    x = x.contiguous()
+    for start, band in _rows(x, len(x), x.element_size() if kernel else 8):
+        largest = highest[start : start + len(band)]
+        if kernel:
+            weight = torch.empty(len(band), len(x), dtype=x.dtype, device=x.device)
+            constants = _constants(band)
+            grid = (triton.cdiv(len(band), constants["BLOCK_Q"]), triton.cdiv(len(x), TILE))
+            _weights[grid](band, x, scale, len(band), len(x), start, largest.contiguous(), weight, **constants)
+        else:
+            weight = (next(_bands(band, x, scale, start))[1] - largest[:, None]).exp().to(x.dtype)
+        summed = torch.mm(weight, x, out_dtype=torch.float32) if x.is_cuda and x.element_size() == 2 else (weight.to(grad.dtype) @ x.to(grad.dtype))
+        out[start : start + len(band)] = (summed * (2 * scale * grad * (largest - total).exp())[:, None]).to(out.dtype)
+    return out
+
+
+@log_sum_backward.register_fake
+def _(grad, x, total, highest, scale):
+    return torch.empty_like(x)
+
+
+def _keep(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0], *output)
+    ctx.scale = inputs[1]
+    ctx.set_materialize_grads(False)
+
+
+def _derive(ctx, grad, _):
+    x, total, highest = ctx.saved_tensors
+    return log_sum_backward(grad, x, total, highest, ctx.scale), None
+
+
+log_sum.register_autograd(_derive, setup_context=_keep)
