@@ -265,10 +265,13 @@ def uniformity(x: Float[Tensor, "b d"], t: float = 2.0) -> float:
     if len(x) < 2:
         raise ValueError(f"x: uniformity needs at least 2 rows, found {len(x)}")
     _check_finite("x", x)
-    on_cpu = x.device.type == "cpu"
-    rows = F.normalize(x.double() if on_cpu else x.float(), dim=1)
-    total, _ = pairs.log_sum(rows if on_cpu else rows.to(x.dtype), 2 * t)
+    total, _ = pairs.log_sum(unit_rows(x), 2 * t)
     return float(total) - math.log(len(x) * (len(x) - 1))
+
+
+def unit_rows(x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+    """The rows that `uniformity` sums over: of length 1, in float64 on CPU, elsewhere in the type they have."""
+    return F.normalize(x.double(), dim=1) if x.device.type == "cpu" else F.normalize(x.float(), dim=1).to(x.dtype)
 
 
 def alignment(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], alpha: float = 2.0) -> float:

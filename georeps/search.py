@@ -14,6 +14,7 @@ queries, up to a sixteenth of the gallery as neighbours and up to POSITIVES posi
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -101,7 +102,7 @@ def rank_of(
     targets = target.reshape(len(queries), -1)
     row, p = (targets >= 0).nonzero(as_tuple=True)
     own = torch.full(targets.shape, math.inf, device=queries.device)
-    own[row, p] = _pair_scores(queries, gallery, row, targets[row, p])
+    own[row, p] = pair_scores(queries, gallery, row, targets[row, p])
     ranks = _at_least(queries, gallery, own, targets, tolerance, choose(backend, queries, gallery, positives=targets.shape[1]), memory)
     return torch.where(targets < 0, -1, ranks).reshape(target.shape)
 
@@ -323,9 +324,22 @@ def _order_ties(
     close = scores[:, :-1] - scores[:, 1:] <= tolerance[:, None]
     near = F.pad(close, (1, 0)) | F.pad(close, (0, 1))
     row, column = near.nonzero(as_tuple=True)
-    scores = scores.index_put((row, column), _pair_scores(queries, gallery, row, index[row, column]))
+    scores = scores.index_put((row, column), pair_scores(queries, gallery, row, index[row, column]))
     order = by_score(scores, index)
     return scores.gather(1, order), index.gather(1, order), near.any(dim=1)
+
+
+def rescored(found: Neighbours, queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], first: int = 0) -> Neighbours:
+    """Neighbours with their scores in float64, rounded to float32, and numbered from `first`: what can be merged with those of other shards."""
+    rows = torch.arange(len(queries), device=queries.device).repeat_interleave(found.index.shape[1])
+    return Neighbours(pair_scores(queries, gallery, rows, found.index.flatten()).view(found.scores.shape), found.index + first)
+
+
+def merged(parts: Sequence[Neighbours], k: int) -> Neighbours:
+    """The k best of several `rescored` neighbours, ties by lower index."""
+    scores, index = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
+    order = by_score(scores, index)[:, :k]
+    return Neighbours(scores.gather(1, order), index.gather(1, order))
 
 
 def by_score(scores: Float[Tensor, "q n"], index: Int64[Tensor, "q n"]) -> Int64[Tensor, "q n"]:
@@ -341,7 +355,7 @@ def _count(mask: Bool[Tensor, "r c"]) -> Int64[Tensor, "r"]:
     return mask.sum(dim=1)
 
 
-def _pair_scores(queries: Tensor, gallery: Tensor, row: Tensor, column: Tensor) -> Float[Tensor, "n"]:
+def pair_scores(queries: Tensor, gallery: Tensor, row: Tensor, column: Tensor) -> Float[Tensor, "n"]:
     """Float64 inner products of listed pairs, rounded to float32."""
     if queries.is_cuda and len(row) > 16384 and kernels.cannot_run(queries, gallery) is None:
         return kernel.exact(*kernels.common(queries, gallery), row, column)
@@ -360,7 +374,7 @@ def _count_near(near: Bool[Tensor, "r c"], queries: Tensor, gallery: Tensor, own
         score = (queries[block].double() @ gallery.double().T).float()
         count[block] = _count(near[block] & (score >= own[block, None]))
     row, column = (near & ~many[:, None]).nonzero(as_tuple=True)
-    reached = _pair_scores(queries, gallery, row, column) >= own[row]
+    reached = pair_scores(queries, gallery, row, column) >= own[row]
     return count.index_add_(0, row, reached.long())
 
 

@@ -17,7 +17,7 @@ ORDER = (  # a module imports only from an earlier line
     ("search", "encoders", "vmf", "flow", "metrix", "moco", "variants"),
     ("metrics", "crossview", "progeo", "backbones", "dino", "localization"),
     ("composed", "geolocation"),
-    ("data", "train", "study"),
+    ("data", "train", "study", "sharded", "embeddings"),
     ("plots", "pretraining", "clip", "slider"),
     ("atlas", "worldmap"),
     ("maps",),

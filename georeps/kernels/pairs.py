@@ -79,7 +79,7 @@ def log_sums(x: Tensor, y: Tensor, scale: float, diagonal: int | None) -> tuple[
     if len(y) >= 2 and len(x) and cannot_run(x, y) is None and x.dtype == y.dtype:
         return _log_sums_triton(x.contiguous(), y.contiguous(), scale, diagonal)
     parts = []
-    for start, exponent in _bands(x, y, scale, diagonal):
+    for exponent in _bands(x, y, scale, diagonal):
         parts.append((exponent.logsumexp(dim=1), exponent.amax(dim=1)))
     return tuple(torch.cat(p) for p in zip(*parts, strict=True)) if parts else (x.new_zeros(0), x.new_zeros(0))
 
@@ -104,7 +104,7 @@ def _log_sums_triton(x: Tensor, y: Tensor, scale: float, diagonal: int | None) -
 
 
 def _bands(x: Tensor, y: Tensor, scale: float, diagonal: int | None):
-    """(first row, exponents) of bands of rows, in torch: scale (<x, y> - 1), the left-out column -inf."""
+    """Exponents of bands of rows, in torch: scale (<x, y> - 1), the left-out column -inf."""
     for start, band in _rows(x, len(y), 8):
         wide = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
         exponent = scale * (band.to(wide) @ y.to(wide).T - 1)
@@ -113,7 +113,7 @@ def _bands(x: Tensor, y: Tensor, scale: float, diagonal: int | None):
             column = row + start + diagonal
             there = (column >= 0) & (column < len(y))
             exponent[row[there], column[there]] = -math.inf
-        yield start, exponent
+        yield exponent
 
 
 def _rows(x: Tensor, columns: int, size: int):
@@ -149,7 +149,7 @@ def log_sum_backward(grad: Tensor, x: Tensor, total: Tensor, highest: Tensor, sc
             grid = (triton.cdiv(len(band), constants["BLOCK_Q"]), triton.cdiv(len(x), TILE))
             _weights[grid](band, x, scale, len(band), len(x), start, largest.contiguous(), weight, **constants)
         else:
-            weight = (next(_bands(band, x, scale, start))[1] - largest[:, None]).exp().to(x.dtype)
+            weight = (next(_bands(band, x, scale, start)) - largest[:, None]).exp().to(x.dtype)
         summed = torch.mm(weight, x, out_dtype=torch.float32) if x.is_cuda and x.element_size() == 2 else (weight.to(grad.dtype) @ x.to(grad.dtype))
         out[start : start + len(band)] = (summed * (2 * scale * grad * (largest - total).exp())[:, None]).to(out.dtype)
     return out
