@@ -42,7 +42,14 @@ class VelocityNet(nn.Module):
 
         What depends on s and the condition alone is computed for their own rows only.
         """
-        context = F.silu(self._context(s, condition))
+        return self._run(x, tangents, s, self._project(condition, s))
+
+    def conditioned(self, condition: Float[Tensor, "c d"] | None) -> "Conditioned":
+        """The same velocity with the condition's layer already applied, for a sampler that asks many times."""
+        return Conditioned(self, condition)
+
+    def _run(self, x: Tensor, tangents: Tensor | None, s: Tensor, projected: Tensor) -> tuple[Tensor, Tensor | None]:
+        context = F.silu(self.time(self._waves(s)) + projected)
         many = 1 < len(context) < len(x)
         if many:
             if len(x) % len(context):
@@ -58,17 +65,34 @@ class VelocityNet(nn.Module):
         dh = None if dh is None else F.linear((1 + scale) * dh, self.leave.weight)
         return (h.flatten(0, 1), None if dh is None else dh.flatten(1, 2)) if many else (h, dh)
 
-    def _context(self, s: Tensor, condition: Tensor | None) -> Tensor:
+    def _waves(self, s: Tensor) -> Tensor:
         half = self.dim // 8
         frequency = 1e-4 ** (torch.arange(half, device=s.device, dtype=s.dtype) / half)
         angle = 1000 * s * frequency
         waves = torch.cat([angle.cos(), angle.sin()], dim=-1)
-        waves = (waves - waves.mean(-1, keepdim=True)) / waves.std(-1, keepdim=True)
+        return (waves - waves.mean(-1, keepdim=True)) / waves.std(-1, keepdim=True)
+
+    def _project(self, condition: Tensor | None, like: Tensor) -> Tensor:
         if condition is None:  # "no condition" is a vector of zeros, as in training
-            condition = s.new_zeros(1, self.cond_dim)
+            condition = like.new_zeros(1, self.cond_dim)
         if condition.shape[-1] != self.cond_dim:
             raise ValueError(f"condition: expected {self.cond_dim} channels, found {condition.shape[-1]}")
-        return self.time(waves) + self.condition(condition)
+        return self.condition(condition)
+
+
+class Conditioned:
+    """A `VelocityNet` that knows its condition: asked with one it uses the projection it holds, asked with None that of none."""
+
+    def __init__(self, net: VelocityNet, condition: Tensor | None):
+        like = next(net.parameters())
+        self.net, self.free = net, net._project(None, like)
+        self.own = self.free if condition is None else net._project(condition, like)
+
+    def __call__(self, x: Tensor, s: Tensor, condition: Tensor | None) -> Tensor:
+        return self.with_tangents(x, None, s, condition)[0]
+
+    def with_tangents(self, x: Tensor, tangents: Tensor | None, s: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.net._run(x, tangents, s, self.free if condition is None else self.own)
 
 
 class _Block(nn.Module):

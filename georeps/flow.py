@@ -96,11 +96,11 @@ def sample(
     """
     if method not in ("euler", "heun", "rk4", "published"):
         raise ValueError(f"method: expected 'euler', 'heun', 'rk4' or 'published', found {method!r}")
-    v = guided(velocity, guidance)
     x = F.normalize(torch.randn(n, 3, generator=generator).to(device), dim=1)
     at = grid(steps, even=even).to(device)
 
     def walk(x: Tensor, condition: Tensor | None) -> Tensor:
+        v = guided(_conditioned(velocity, condition), guidance)
         for now, then in zip(at[:-1], at[1:], strict=True):
             if method == "published":
                 x = F.normalize(x + (then - now) * v(x, now.view(1, 1), condition), dim=1)
@@ -120,11 +120,11 @@ def sample_space(
     project: bool = True, even: float = 0.7, batch: int = 4096,
 ) -> Float[Tensor, "n 3"]:  # fmt: skip
     """n points from a network trained in R3: Euler steps of the flow, or DDIM of the diffusion; normalised to S2 where `project` says so."""
-    v = guided(velocity, guidance)
     x = torch.randn(n, 3, generator=generator).to(device)
     at = grid(steps, even=even).to(device).clamp(1e-9, 1)
 
     def walk(x: Tensor, condition: Tensor | None) -> Tensor:
+        v = guided(_conditioned(velocity, condition), guidance)
         for now, then in zip(at[:-1], at[1:], strict=True):
             answer = v(x, now.view(1, 1), condition)
             if kind == "space":
@@ -148,6 +148,11 @@ def in_batches(run: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, condit
         return torch.cat([run(*part) for part in parts])
     replay = _captured(run, *parts[0])
     return torch.cat([replay(*part) if len(part[0]) == len(parts[0][0]) else run(*part) for part in parts])
+
+
+def _conditioned(velocity: Velocity, condition: Tensor | None) -> Velocity:
+    """What the network does to its condition alone is done once, before the steps; a class made from it may answer otherwise and is left alone."""
+    return velocity.conditioned(condition) if type(velocity) is adaln.VelocityNet else velocity
 
 
 def _parts(x: Tensor, condition: Tensor | None, batch: int) -> list[tuple[Tensor, Tensor | None]]:
@@ -212,7 +217,7 @@ def divergence(
     The trace of the Jacobian in R3, which published code takes, adds the derivative along the radius, and is no divergence on S2.
     """
     directions = torch.stack(sphere.basis(x))
-    if isinstance(velocity, adaln.VelocityNet):
+    if isinstance(velocity, (adaln.VelocityNet, adaln.Conditioned)):
         v, along = velocity.with_tangents(x, directions, s, condition)
     else:
         def one(direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,11 +258,12 @@ def log_prob(
     at = grid(steps, even=even).flip(0).to(x)
 
     def back(y: Tensor, condition: Tensor | None) -> Tensor:
+        v = _conditioned(velocity, condition)
         if method == "adams":
-            return UNIFORM + _adams(lambda z, s: divergence(velocity, z, s, condition), y, at)
+            return UNIFORM + _adams(lambda z, s: divergence(v, z, s, condition), y, at)
         total = y.new_zeros(len(y))
         for now, then in zip(at[:-1], at[1:], strict=True):
-            y, part = _step(lambda z, s: divergence(velocity, z, s, condition), y, now, then, method)
+            y, part = _step(lambda z, s: divergence(v, z, s, condition), y, now, then, method)
             total = total + part
         return UNIFORM + total
 
@@ -324,8 +330,8 @@ def log_prob_space(
     if kind == "diffusion":
         at = at.clamp(1e-3, 0.9999)
 
-    def slope(y: Tensor, s: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        v, along = velocity.with_tangents(y, axes.expand(3, len(y), 3), s.view(1, 1), condition)
+    def slope(given: Velocity, y: Tensor, s: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        v, along = given.with_tangents(y, axes.expand(3, len(y), 3), s.view(1, 1), condition)
         trace = (axes * along).sum(dim=(0, 2))
         if kind != "diffusion":
             return v, trace
@@ -333,10 +339,10 @@ def log_prob_space(
         return (y - v / rest) / (2 * s), (3 - trace / rest) / (2 * s)
 
     def back(y: Tensor, condition: Tensor | None) -> Tensor:
-        total = y.new_zeros(len(y))
+        total, given = y.new_zeros(len(y)), _conditioned(velocity, condition)
         for now, then in zip(at[:-1], at[1:], strict=True):
-            k1, d1 = slope(y, now, condition)
-            k2, d2 = slope(y + (then - now) * k1, then, condition)
+            k1, d1 = slope(given, y, now, condition)
+            k2, d2 = slope(given, y + (then - now) * k1, then, condition)
             y, total = y + (then - now) / 2 * (k1 + k2), total + (then - now) / 2 * (d1 + d2)
         return total + (UNIFORM if kind == "published" else -0.5 * y.square().sum(1) - 1.5 * math.log(2 * math.pi))
 

@@ -287,3 +287,18 @@ def test_a_checkpoint_of_another_width_a_lacking_and_a_foreign_layer_are_named(t
         adaln.published(tmp_path / "e.safetensors", cond_dim=7)
     with pytest.raises(FileNotFoundError, match="found no file"):
         adaln.published(tmp_path / "none.safetensors")
+
+
+def test_a_condition_applied_once_changes_nothing():
+    torch.manual_seed(0)
+    net = adaln.VelocityNet(6, dim=16, depth=2)
+    for block in net.blocks:
+        torch.nn.init.normal_(block.fall.weight, std=0.3)
+    condition, s = torch.randn(3, 6), torch.full((1, 1), 0.4)
+    x = sphere.uniform(12)
+    given = net.conditioned(condition)
+    assert torch.equal(given(x, s, condition), net(x, s, condition))
+    assert torch.equal(given(x, s, None), net(x, s, None))
+    plain = flow.sample(lambda *a: net(*a), 12, condition, steps=4, guidance=1.5, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(flow.sample(net, 12, condition, steps=4, guidance=1.5, generator=torch.Generator().manual_seed(1)), plain, atol=1e-6)
+    assert torch.allclose(flow.log_prob(net, x, condition, steps=6), flow.log_prob(lambda *a: net(*a), x, condition, steps=6), atol=1e-5)

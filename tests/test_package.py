@@ -18,7 +18,7 @@ ORDER = (  # a module imports only from an earlier line
     ("metrics", "crossview", "progeo", "backbones", "dino", "localization"),
     ("composed", "geolocation"),
     ("data", "train", "study", "sharded", "embeddings"),
-    ("plots", "pretraining", "clip", "slider"),
+    ("plots", "pretraining", "clip", "slider", "speed"),
     ("atlas", "worldmap"),
     ("maps",),
 )
