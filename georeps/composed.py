@@ -124,13 +124,13 @@ def weicom_topk(
     lacks, index = torch.empty(len(images), k, device=images.device), torch.empty(len(images), k, dtype=torch.int64, device=images.device)
     rest = torch.ones(len(images), dtype=torch.bool, device=images.device)
     if search.choose(backend, images, gallery, width=width) == "triton":
-        _, at, rest = search.kernel.candidates(*asked.rows(), width, **asked.kernel_arguments())
+        _, at, rest = search.kernel.candidates(asked.rows[0], asked.rows[2], width, **asked.kernel_arguments())
         exact = asked.lacks(torch.arange(len(images), device=images.device).repeat_interleave(width), at.flatten()).view(at.shape)
         order = search.by_score(-exact, at)
         exact, at = exact.gather(1, order), at.gather(1, order)
         lacks, index = exact[:, :k], at[:, :k]
         rest = rest | (exact[:, -1] - exact[:, k - 1] <= 2 * asked.slack(exact[:, k - 1 : k])[:, 0])
-    for rows in search.blocks(rest):
+    for rows in search.blocks(rest, asked.block):
         whole = asked.whole(rows)
         order = whole.argsort(dim=1, stable=True)[:, :k]
         lacks, index = lacks.index_copy(0, rows, whole.gather(1, order)), index.index_copy(0, rows, order)
@@ -143,7 +143,7 @@ def weicom_rank_of(
 ) -> Int64[Tensor, "q *p"]:  # fmt: skip
     """Rank of each query's positives under WeiCom, as `search.rank_of` defines it; "triton" counts in one pass over the gallery."""
     asked = _Weicom(images, texts, gallery, weight, found)
-    targets = target.reshape(len(images), -1)
+    targets = search.checked_targets(target, len(images), len(gallery))
     ranks = torch.full_like(targets, -1)
     rest = torch.ones(len(images), dtype=torch.bool, device=images.device)
     if search.choose(backend, images, gallery, positives=targets.shape[1]) == "triton":
@@ -151,16 +151,16 @@ def weicom_rank_of(
         own = torch.full(targets.shape, -math.inf, device=images.device)  # of -1: nothing scores above 1
         own[row, p] = asked.lacks(row, targets[row, p])
         slack = asked.slack(own.clamp(min=0))
-        above, near, listed = search.kernel.count(*asked.rows(), -own - slack, -own + slack, targets, **asked.kernel_arguments())
-        rest = (near > search.kernel.NEAR).any(dim=1)
-        row, p, place = (torch.arange(search.kernel.NEAR, device=images.device) < near[..., None]).nonzero(as_tuple=True)
+        above, near, listed = search.kernel.count(asked.rows[0], asked.rows[2], -own - slack, -own + slack, targets, 128, **asked.kernel_arguments())
+        rest = (near > 128).any(dim=1)
+        row, p, place = (torch.arange(128, device=images.device) < near[..., None]).nonzero(as_tuple=True)
         reached = asked.lacks(row, listed[row, p, place].long()) <= own[row, p]
         ranks = torch.where(targets < 0, -1, above.long().index_put_((row, p), reached.long(), accumulate=True))
-    for rows in search.blocks(rest):
+    for rows in search.blocks(rest, asked.block):
         whole = asked.whole(rows)
         ordered, own = whole.sort(dim=1).values, whole.gather(1, targets[rows].clamp(min=0))
         ranks[rows] = torch.where(targets[rows] < 0, -1, torch.searchsorted(ordered, own, right=True) - 1)
-    return ranks.view(target.shape)
+    return ranks.reshape(target.shape)
 
 
 class _Weicom:
@@ -169,9 +169,12 @@ class _Weicom:
     def __init__(self, images: Tensor, texts: Tensor, gallery: Tensor, weight: float, found: Moments | None):
         _check_weight(weight)
         _check_width(images=images, texts=texts, gallery=gallery)
+        self.tolerance = [search.checked(x, gallery) for x in (images, texts)]
         found = found or moments(gallery)
         self.images, self.texts, self.gallery, self.weight = images, texts, gallery, weight
         self.statistics = torch.cat([*found.of(images, "images"), *found.of(texts, "texts")], dim=1)
+        self.rows = kernels.common(images, texts, gallery)
+        self.block = max(1, 2**23 // len(gallery))  # queries whose float64 scores are held at a time
 
     def _combine(self, image: Tensor, text: Tensor, statistics: Tensor) -> Float[Tensor, "..."]:
         image, text = (image - statistics[..., 0]) / statistics[..., 1], (text - statistics[..., 2]) / statistics[..., 3]
@@ -179,11 +182,8 @@ class _Weicom:
         return ((1 - self.weight) * next(tails) + self.weight * next(tails)).float()
 
     def lacks(self, row: Tensor, column: Tensor) -> Float[Tensor, "n"]:
-        parts = []
-        for r, c in zip(row.split(16384), column.split(16384), strict=True):
-            g = self.gallery[c].double()
-            parts.append(self._combine(*((x[r].double() * g).sum(1) for x in (self.images, self.texts)), self.statistics[r]))
-        return torch.cat(parts) if parts else torch.zeros(0, device=row.device)
+        products = (search.pair_products(x, self.gallery, row, column) for x in (self.images, self.texts))
+        return self._combine(*products, self.statistics[row])
 
     def whole(self, rows: Tensor) -> Float[Tensor, "b g"]:
         products = (x[rows].double() @ self.gallery.double().T for x in (self.images, self.texts))
@@ -194,20 +194,14 @@ class _Weicom:
 
         The density phi(z) is a concave function of Q(z): of two sides its mean is at most that at the mean.
         """
-        d, longest = self.gallery.shape[1], self.gallery.float().norm(dim=1).max()
-        off = torch.stack([search.rounding(x.float().norm(dim=1), longest, d) / self.statistics[:, i] for x, i in ((self.images, 1), (self.texts, 3))])
+        off = torch.maximum(*(t / self.statistics[:, i] for t, i in zip(self.tolerance, (1, 3), strict=True)))
         z = torch.special.ndtri(lack.double().clamp(1e-37, 1))
         density = torch.where(lack < 1, torch.exp(-z.square() / 2), 0) / math.sqrt(2 * math.pi)
-        return ((1 + d / 32 / math.sqrt(d)) * off.amax(0)[:, None] * density + 2e-5 * lack).float()
-
-    def rows(self) -> tuple[Tensor, Tensor]:
-        images, _, gallery = kernels.common(self.images, self.texts, self.gallery)
-        return images, gallery
+        return (off[:, None] * density + 2e-5 * lack).float()
 
     def kernel_arguments(self) -> dict:
-        _, texts, _ = kernels.common(self.images, self.texts, self.gallery)
         mean, deviation = self.statistics[:, 0::2], self.statistics[:, 1::2]
-        return {"texts": texts, "stats": torch.stack([mean, 1 / deviation], dim=2).flatten(1).float().contiguous(), "weight": self.weight}
+        return {"texts": self.rows[1], "stats": torch.stack([mean, 1 / deviation], dim=2).flatten(1).float().contiguous(), "weight": self.weight}
 
 
 def baseline_scores(name: str, images: Float[Tensor, "q d"], texts: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"]) -> Scores:

@@ -8,6 +8,7 @@ A shard takes its name only when it is complete, so that what has a name is neve
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,15 +33,14 @@ def write(folder: Path | str, n: int, embed: Embed, *, made_by: dict, rows: int 
     if n < 1 or rows < 1 or not 0 <= rank < ranks:
         raise ValueError(f"n, rows, rank: expected n >= 1, rows >= 1 and a rank below {ranks}, found {n}, {rows} and {rank}")
     manifest = {"items": n, "rows": rows, "dtype": "float16", "made_by": json.loads(json.dumps(made_by))}
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "manifest.json"
-    if path.exists():
-        found = json.loads(path.read_text())
-        differ = [k for k in manifest if found.get(k) != manifest[k]]
-        if differ:
-            raise ValueError(f"folder: expected {differ[0]} {manifest[differ[0]]!r} in {path}, found {found.get(differ[0])!r}: embed into another folder")
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        _complete(path, lambda f: f.write(json.dumps(manifest, indent=1).encode()))
+    if not path.exists():
+        _complete(path, lambda f: f.write(json.dumps(manifest, indent=1).encode()), first=True)
+    found = _manifest(path)  # of the rank that was first
+    differ = [k for k in manifest if found[k] != manifest[k]]
+    if differ:
+        raise ValueError(f"folder: expected {differ[0]} {manifest[differ[0]]!r} in {path}, found {found[differ[0]]!r}: embed into another folder")
     starts = [s for i, s in enumerate(range(0, n, rows)) if i % ranks == rank and not _shard(folder, i).exists()]
     for start in tqdm(starts, desc="embed"):
         part = slice(start, min(start + rows, n))
@@ -57,7 +57,7 @@ class Embeddings:
         path = self.folder / "manifest.json"
         if not path.is_file():
             raise FileNotFoundError(f"folder: expected the manifest of an embedding in {self.folder}, found no {path}")
-        manifest = json.loads(path.read_text())
+        manifest = _manifest(path)
         self.items, self.rows, self.made_by = manifest["items"], manifest["rows"], manifest["made_by"]
         self.missing = [i for i in range(-(-self.items // self.rows)) if not _shard(self.folder, i).exists()]
 
@@ -69,19 +69,26 @@ class Embeddings:
         if self.missing:
             raise ValueError(f"folder: expected {-(-self.items // self.rows)} shards in {self.folder}, {len(self.missing)} are missing, first {self.missing[0]}")
         count = -(-self.items // self.rows)
-        width = None
         for i in range(count * rank // ranks, count * (rank + 1) // ranks):
-            array = np.load(_shard(self.folder, i), mmap_mode="c")
-            expected = (min(self.rows, self.items - i * self.rows), width or array.shape[-1])
+            array = _mapped(_shard(self.folder, i))
+            expected = (min(self.rows, self.items - i * self.rows), self.width)
             if array.dtype != np.float16 or array.shape != expected:
                 raise ValueError(f"folder: expected float16 {expected} in {_shard(self.folder, i)}, found {array.dtype} {array.shape}")
-            width = array.shape[1]
             yield i * self.rows, torch.from_numpy(array)
+
+    @property
+    def width(self) -> int:
+        """Channels of a descriptor: those of the first shard, which all others must have."""
+        return _mapped(_shard(self.folder, 0)).shape[-1]
 
     def part(self, rank: int = 0, ranks: int = 1, *, device: str | torch.device = "cpu") -> Float[Tensor, "n d"]:
         """A rank's run of shards in memory, as `sharded` wants it; of one rank the whole gallery."""
-        parts = [rows.to(device) for _, rows in self.shards(rank, ranks)]
-        return torch.cat(parts) if parts else next(self.shards())[1][:0].to(device)
+        n = sum(len(rows) for _, rows in self.shards(rank, ranks))
+        whole, filled = torch.empty((n, self.width), dtype=torch.float16, device=device), 0
+        for _, rows in self.shards(rank, ranks):
+            whole[filled : filled + len(rows)] = rows.to(device)
+            filled += len(rows)
+        return whole
 
     def topk(self, queries: Float[Tensor, "q d"], k: int, *, backend: search.Backend = "auto") -> search.Neighbours:
         """`search.topk` over a gallery that no memory holds: shard by shard on the queries' device, the best of each merged."""
@@ -109,11 +116,36 @@ def _checked(value: Tensor, part: slice) -> np.ndarray:
     return half.numpy()
 
 
-def _complete(path: Path, write_to: Callable) -> None:
-    """Write beside the path and rename: the path is there complete or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def _manifest(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text())
+        if found["items"] < 1 or found["rows"] < 1 or found["dtype"] != "float16" or "made_by" not in found:
+            raise ValueError
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"folder: expected a manifest with items, rows, dtype float16 and made_by in {path}, found another text") from error
+    return found
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="c")
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"folder: expected a whole .npy file of float16 in {path}, found one that cannot be read: {error}") from error
+
+
+def _complete(path: Path, write_to: Callable, *, first: bool = False) -> None:
+    """Write beside the path and rename: the path is there complete or not at all. `first`: what another was first to write stays."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with open(beside, "wb") as file:
         write_to(file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
+    if not first:
+        os.replace(beside, path)
+        return
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        pass
+    finally:
+        beside.unlink()

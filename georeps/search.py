@@ -6,11 +6,12 @@
 A float32 matrix product rounds the same inner product differently from block to block and from library to library, so
 two equal gallery rows need not get equal scores. Scores closer than that rounding are therefore compared again as
 float64 inner products rounded to float32: neighbours, ranks and ties are then the same for every backend, block size
-and number of threads, and a collapsed model (all descriptors equal) gets the rank it deserves, the last.
+and number of threads, and a collapsed model (all descriptors equal) gets the rank it deserves, the last. (Only where a product cancels to a
+billionth of its terms can the order of a float64 sum still show in float32.)
 
 Backends: "torch" is the specification and runs everywhere; "faiss" on CPU; "triton" on CUDA, for float16, bfloat16 or float32 rows, without
 ever holding the scores (`kernels`). "auto" takes faiss on CPU where it is installed; triton on CUDA where its kernels run, for at least FEW
-queries, up to a sixteenth of the gallery as neighbours and up to POSITIVES positives a query; else torch.
+queries, up to a thirty-second of the gallery as neighbours and up to POSITIVES positives a query; else torch.
 """
 
 import math
@@ -47,6 +48,7 @@ class Neighbours(NamedTuple):
     index: Int64[Tensor, "q k"]
 
 
+@torch.no_grad()
 def topk(
     queries: Float[Tensor, "q d"],
     gallery: Float[Tensor, "g d"],
@@ -61,12 +63,11 @@ def topk(
     holds more than `memory` bytes of scores, faiss has tiles of its own. Raises ValueError for a non-finite descriptor, an
     empty gallery, k outside 1..g, unequal widths, or a backend that cannot run here.
     """
-    tolerance = _checked(queries, gallery)
+    tolerance = checked(queries, gallery)
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k: expected 1 <= k <= {len(gallery)} (the gallery's rows), found {k}")
     width = min(k + SLACK, len(gallery))
     scores, index, unsure = _candidates(choose(backend, queries, gallery, width=width), queries, gallery, width, memory)
-    tolerance = tolerance + _cut_off(queries, gallery, scores[:, 0])
     scores, index, rows = _order_ties(scores, index, queries, gallery, tolerance)
     if width < len(gallery):  # a tie may reach past the candidates: those rows are searched again, exactly
         rows = unsure | (rows & (scores[:, k - 1] - scores[:, -1] <= tolerance))
@@ -76,6 +77,7 @@ def topk(
     return Neighbours(scores[:, :k], index[:, :k])
 
 
+@torch.no_grad()
 def rank_of(
     queries: Float[Tensor, "q d"],
     gallery: Float[Tensor, "g d"],
@@ -90,16 +92,8 @@ def rank_of(
     is ranked among all rows, the other positives too; -1 fills the rows of queries with fewer, and is their rank. Counting needs no sort and
     holds at most `memory` bytes of scores. Raises ValueError as `topk` does, and for a target outside 0..g-1.
     """
-    tolerance = _checked(queries, gallery)
-    if target.ndim not in (1, 2) or target.shape[:1] != queries.shape[:1]:
-        raise ValueError(f"target: expected one gallery index a query, or p of them, for {len(queries)} queries, found shape {tuple(target.shape)}")
-    lowest = 0 if target.ndim == 1 else -1
-    bad = target[(target < lowest) | (target >= len(gallery))]
-    if len(bad):
-        raise ValueError(f"target: expected gallery indices in {lowest}..{len(gallery) - 1}, found {int(bad[0])}")
-    if not target.numel():
-        return target.clone()
-    targets = target.reshape(len(queries), -1)
+    tolerance = checked(queries, gallery)
+    targets = checked_targets(target, len(queries), len(gallery))
     row, p = (targets >= 0).nonzero(as_tuple=True)
     own = torch.full(targets.shape, math.inf, device=queries.device)
     own[row, p] = pair_scores(queries, gallery, row, targets[row, p])
@@ -107,6 +101,18 @@ def rank_of(
     return torch.where(targets < 0, -1, ranks).reshape(target.shape)
 
 
+def checked_targets(target: Int64[Tensor, "q *p"], queries: int, gallery: int) -> Int64[Tensor, "q p"]:
+    """Targets as `rank_of` takes them, with two axes; ValueError for another shape, or an index that is no gallery row's."""
+    if target.ndim not in (1, 2) or len(target) != queries:
+        raise ValueError(f"target: expected one gallery index a query, or p of them, for {queries} queries, found shape {tuple(target.shape)}")
+    lowest = 0 if target.ndim == 1 else -1
+    bad = target[(target < lowest) | (target >= gallery)]
+    if len(bad):
+        raise ValueError(f"target: expected gallery indices in {lowest}..{gallery - 1}, found {int(bad[0])}")
+    return target if target.ndim == 2 else target[:, None]
+
+
+@torch.no_grad()
 def at_least(
     queries: Float[Tensor, "q d"],
     gallery: Float[Tensor, "g d"],
@@ -120,43 +126,48 @@ def at_least(
 
     Scores are float64 inner products rounded to float32, as `bar` must be to count ties.
     """
-    tolerance = _checked(queries, gallery)
+    tolerance = checked(queries, gallery)
     return _at_least(queries, gallery, bar, left_out, tolerance, choose(backend, queries, gallery, positives=bar.shape[1]), memory)
 
 
 def _at_least(queries: Tensor, gallery: Tensor, bar: Tensor, left_out: Tensor, tolerance: Tensor, backend: str, memory: int) -> Tensor:
-    slack = tolerance[:, None] + torch.stack([_cut_off(queries, gallery, column) for column in bar.unbind(1)], dim=1)
     if backend == "triton":
-        return _at_least_triton(queries, gallery, bar, left_out, slack, memory)
+        return _at_least_triton(queries, gallery, bar, left_out, tolerance, memory)
     counts = torch.zeros_like(left_out)
     for rows, columns, score in _score_tiles(queries, gallery, memory):
         for p, (own, out) in enumerate(zip(bar[rows].unbind(1), left_out[rows].unbind(1), strict=True)):
             inside = ((out >= columns.start) & (out < columns.stop)).nonzero().flatten()
-            above = score > (own + slack[rows, p])[:, None]
-            near = (score >= (own - slack[rows, p])[:, None]) ^ above
+            above = score > (own + tolerance[rows])[:, None]
+            near = (score >= (own - tolerance[rows])[:, None]) ^ above
             above[inside, out[inside] - columns.start] = False
             near[inside, out[inside] - columns.start] = False
             counts[rows, p] += _count(above) + _count_near(near, queries[rows], gallery[columns], own)
     return counts
 
 
-def _at_least_triton(queries: Tensor, gallery: Tensor, bar: Tensor, left_out: Tensor, slack: Tensor, memory: int) -> Tensor:
-    """Counted in one pass; what lies within rounding of the bar is listed and compared in float64, rows with too much of it by torch."""
+def _at_least_triton(queries: Tensor, gallery: Tensor, bar: Tensor, left_out: Tensor, tolerance: Tensor, memory: int) -> Tensor:
+    """Counted in one pass; what lies within rounding of the bar is listed and compared in float64, rows with too much of it by torch.
+
+    There is room for more than lie within rounding of the commonest score where rows point anywhere: g 2 tolerance sqrt(d / 2 pi).
+    """
     counts = torch.zeros_like(left_out)
     q, g = kernels.common(queries, gallery)
-    for rows in torch.arange(len(q), device=q.device).split(max(1, memory // (8 * kernel.NEAR * bar.shape[1]))):
-        own = bar[rows].clamp(min=torch.finfo(torch.float32).min)
-        above, near, index = kernel.count(q[rows], g, own - slack[rows], own + slack[rows], left_out[rows])
-        listed = torch.arange(kernel.NEAR, device=q.device) < torch.where(near > kernel.NEAR, 0, near)[..., None]
+    relative = torch.finfo(torch.float32).eps * (math.sqrt(q.shape[1]) + q.shape[1] / 32)
+    room = 128 * min(16, 1 + int(len(g) * relative * math.sqrt(q.shape[1]) / 128))
+    for rows in torch.arange(len(q), device=q.device).split(max(1, min(memory, 2**33) // (8 * room * bar.shape[1]))):
+        own, slack = bar[rows].clamp(min=torch.finfo(torch.float32).min), tolerance[rows, None]
+        above, near, index = kernel.count(q[rows], g, own - slack, own + slack, left_out[rows], room)
+        listed = torch.arange(room, device=q.device) < torch.where(near > room, 0, near)[..., None]
         row, p, place = listed.nonzero(as_tuple=True)
-        reached = kernel.exact(q, g, rows[row], index[row, p, place].long()) >= own[row, p]
+        reached = kernel.exact(q, g, rows[row], index[row, p, place].long()).float() >= own[row, p]
         counts[rows] = above.long().index_put_((row, p), reached.long(), accumulate=True)
-        for block in blocks((near > kernel.NEAR).any(dim=1)):
+        for block in blocks((near > room).any(dim=1)):
             some = rows[block]
-            counts[some] = _at_least(queries[some], gallery, bar[some], left_out[some], slack[some, 0], "torch", memory)
+            counts[some] = _at_least(queries[some], gallery, bar[some], left_out[some], tolerance[some], "torch", memory)
     return counts
 
 
+@torch.no_grad()
 def nearest(
     queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], *, backend: Backend = "auto", memory: int = MEMORY_BUDGET
 ) -> Float[Tensor, "q"]:
@@ -166,7 +177,7 @@ def nearest(
     in float64 from the differences, which do not cancel. Where more rows stand within rounding of the best than were kept,
     the query is searched again in float64.
     """
-    _checked(queries, gallery)
+    checked(queries, gallery)
     centre = gallery.double().mean(dim=0).float()
     q, g = queries.float() - centre, gallery.float() - centre
     half_norm = g.double().square().sum(1) / 2
@@ -195,7 +206,7 @@ def _closest_exact(queries: Tensor, gallery: Tensor, half_norm: Tensor) -> Int64
     return index
 
 
-def _checked(queries: Tensor, gallery: Tensor) -> Float[Tensor, "q"]:
+def checked(queries: Tensor, gallery: Tensor) -> Float[Tensor, "q"]:
     """Raise on bad input; otherwise the gap below which two float32 scores of a query may be equal."""
     if queries.ndim != 2 or gallery.ndim != 2:
         raise ValueError(f"queries, gallery: expected two axes each, found {queries.ndim} and {gallery.ndim}")
@@ -206,29 +217,29 @@ def _checked(queries: Tensor, gallery: Tensor) -> Float[Tensor, "q"]:
     for name, x in (("queries", queries), ("gallery", gallery)):
         if x.dtype not in kernels.DTYPES:
             raise ValueError(f"{name}: expected float16, bfloat16 or float32 descriptors, found {str(x.dtype).removeprefix('torch.')}")
-    norms = [_finite_norms(name, x) for name, x in (("queries", queries), ("gallery", gallery))]
-    return rounding(norms[0], norms[1].max(), queries.shape[1])
+    norms = [finite_norms(name, x) for name, x in (("queries", queries), ("gallery", gallery))]
+    return rounding(norms[0], norms[1].max(), queries.shape[1], queries.is_cuda and torch.float32 not in (queries.dtype, gallery.dtype))
 
 
-def rounding(query_norm: Tensor, gallery_norm: Tensor | float, d: int) -> Tensor:
-    """Gap that float32 rounding may open or close between two d-term inner products: errors add like a random walk."""
-    return torch.finfo(torch.float32).eps * math.sqrt(d) * query_norm * gallery_norm
+def rounding(query_norm: Tensor, gallery_norm: Tensor | float, d: int, tensor_cores: bool = False) -> Tensor:
+    """Gap that float32 rounding may open or close between two d-term inner products: errors add like a random walk.
+
+    Tensor cores cut a sum off every 16 products, all to one side, instead of rounding it: those errors add up. Products of the smallest
+    numbers are off by the smallest there is.
+    """
+    steps = math.sqrt(d) + (d / 32 if tensor_cores else 0)
+    return torch.finfo(torch.float32).eps * steps * query_norm * gallery_norm + d * 2.0**-149
 
 
-def _finite_norms(name: str, x: Tensor) -> Float[Tensor, "n"]:
-    """Row norms in one pass; a norm that is not finite shows the row that is not."""
+def finite_norms(name: str, x: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+    """Row norms in one pass; a norm that is not finite shows the row that is not: ValueError by `name`. Squares that float32 cannot hold are taken in float64."""
     norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
+    if bool(((norms < 1e-15) | ~(norms < 1e15)).any()):
+        norms = torch.linalg.vector_norm(x.double(), dim=1)
     bad = (~norms.isfinite()).nonzero().flatten()
     if len(bad):
         raise ValueError(f"{name}: expected finite descriptors, found {len(bad)} rows with NaN or infinity, first row {int(bad[0])}")
-    return norms
-
-
-def _cut_off(queries: Tensor, gallery: Tensor, score: Float[Tensor, "q"]) -> Float[Tensor, "q"]:
-    """What tensor cores may add to rounding: they cut sums off, every 16 products, instead of rounding them, and all to one side."""
-    if not queries.is_cuda or torch.promote_types(queries.dtype, gallery.dtype) == torch.float32:
-        return torch.zeros_like(score)
-    return torch.finfo(torch.float32).eps * queries.shape[1] / 32 * score.abs().nan_to_num(posinf=0.0)
+    return norms.float()
 
 
 def choose(name: str, queries: Tensor, gallery: Tensor, *, width: int = 1, positives: int = 1) -> str:
@@ -244,7 +255,7 @@ def choose(name: str, queries: Tensor, gallery: Tensor, *, width: int = 1, posit
         return "faiss" if faiss is not None else "torch"
     if name == "auto":
         name = "triton" if len(queries) >= FEW and kernels.cannot_run(queries, gallery) is None else "torch"
-    fits = len(queries) and positives <= POSITIVES and 16 * width <= len(gallery)
+    fits = len(queries) and 1 <= positives <= POSITIVES and 32 * width <= len(gallery)
     return "torch" if name == "triton" and not fits else name
 
 
@@ -282,14 +293,15 @@ def _score_tiles(queries: Tensor, gallery: Tensor, memory: int):
 
 def _product(queries: Tensor, gallery: Tensor, out: Tensor) -> Tensor:
     """Float32 scores; rows of 16 bits are multiplied as they are on CUDA, where that is faster, and made float32 on CPU, where it is not."""
-    if queries.is_cuda and queries.dtype == gallery.dtype and queries.dtype in (torch.float16, torch.bfloat16):
-        return torch.mm(queries, gallery.T, out_dtype=torch.float32, out=out)
-    return torch.mm(queries.float(), gallery.float().T, out=out)
+    with torch.autocast(queries.device.type, enabled=False), kernels.in_full():
+        if queries.is_cuda and queries.dtype == gallery.dtype and queries.element_size() == 2:
+            return torch.mm(queries, gallery.T, out_dtype=torch.float32, out=out)
+        return torch.mm(queries.float(), gallery.float().T, out=out)
 
 
-def blocks(rows: Bool[Tensor, "q"]):
-    """The marked rows, 256 at a time; none where none is marked."""
-    return [block for block in rows.nonzero().flatten().split(256) if len(block)]
+def blocks(rows: Bool[Tensor, "q"], size: int = 256):
+    """The marked rows, `size` at a time; none where none is marked."""
+    return [block for block in rows.nonzero().flatten().split(size) if len(block)]
 
 
 def _candidates_faiss(queries: Tensor, gallery: Tensor, width: int) -> Neighbours:
@@ -356,14 +368,16 @@ def _count(mask: Bool[Tensor, "r c"]) -> Int64[Tensor, "r"]:
 
 
 def pair_scores(queries: Tensor, gallery: Tensor, row: Tensor, column: Tensor) -> Float[Tensor, "n"]:
-    """Float64 inner products of listed pairs, rounded to float32."""
-    if queries.is_cuda and len(row) > 16384 and kernels.cannot_run(queries, gallery) is None:
+    """Float64 inner products of listed pairs, rounded to float32: scores as this module defines them."""
+    return pair_products(queries, gallery, row, column).float()
+
+
+def pair_products(queries: Tensor, gallery: Tensor, row: Tensor, column: Tensor) -> Float[Tensor, "n"]:
+    """Float64 inner products of listed pairs."""
+    if queries.is_cuda and kernels.cannot_run(queries, gallery) is None:
         return kernel.exact(*kernels.common(queries, gallery), row, column)
-    parts = [
-        (queries[r].double() * gallery[c].double()).sum(1).float()
-        for r, c in zip(row.split(16384), column.split(16384), strict=True)
-    ]
-    return torch.cat(parts) if parts else torch.zeros(0, device=queries.device)
+    parts = [(queries[r].double() * gallery[c].double()).sum(1) for r, c in zip(row.split(16384), column.split(16384), strict=True)]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=queries.device)
 
 
 def _count_near(near: Bool[Tensor, "r c"], queries: Tensor, gallery: Tensor, own: Tensor) -> Int64[Tensor, "r"]:

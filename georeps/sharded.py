@@ -45,11 +45,7 @@ def rank_of(
 ) -> Int64[Tensor, "q *p"]:
     """`search.rank_of` over the whole gallery; targets are numbers in the whole gallery, -1 where a row of several has fewer."""
     first, total = _place(shard, group)
-    lowest = 0 if target.ndim == 1 else -1
-    bad = target[(target < lowest) | (target >= total)]
-    if len(bad):
-        raise ValueError(f"target: expected numbers of gallery rows in {lowest}..{total - 1}, found {int(bad[0])}")
-    targets = target.reshape(len(queries), -1)
+    targets = search.checked_targets(target, len(queries), total)
     held = (targets >= first) & (targets < first + len(shard))
     row, p = held.nonzero(as_tuple=True)
     own = torch.zeros(targets.shape, device=queries.device)
@@ -59,7 +55,7 @@ def rank_of(
     left_out = torch.where(held, targets - first, -1)
     ranks = _together(lambda: search.at_least(queries, shard, bar, left_out, backend=backend) if len(shard) else torch.zeros_like(targets), group)
     dist.all_reduce(ranks, group=group)
-    return torch.where(targets < 0, -1, ranks).view(target.shape)
+    return torch.where(targets < 0, -1, ranks).reshape(target.shape)
 
 
 def nearest(queries: Float[Tensor, "q d"], shard: Float[Tensor, "s d"], *, group: Group = None) -> Float[Tensor, "q"]:
@@ -75,6 +71,7 @@ def moments(shard: Float[Tensor, "s d"], *, group: Group = None, block: int = 65
     _, total = _place(shard, group)
     if total < 2:
         raise ValueError(f"gallery: expected at least 2 rows to standardise over, found {total}")
+    _together(lambda: search.finite_norms("shard", shard), group)
     mean = sum((part.double().sum(0) for part in shard.split(block)), shard.new_zeros(shard.shape[1], dtype=torch.float64))
     dist.all_reduce(mean, group=group)
     mean /= total
@@ -91,6 +88,7 @@ def uniformity(shard: Float[Tensor, "s d"], t: float = 2.0, *, group: Group = No
     _, total = _place(shard, group)
     if total < 2:
         raise ValueError(f"shard: uniformity needs at least 2 rows, found {total}")
+    _together(lambda: search.finite_norms("shard", shard), group)
     rows, rank = metrics.unit_rows(shard), dist.get_rank(group)
     sums = []
     for other, size in enumerate(_sizes(shard, group)):
@@ -103,7 +101,10 @@ def uniformity(shard: Float[Tensor, "s d"], t: float = 2.0, *, group: Group = No
 
 
 def _sizes(shard: Tensor, group: Group) -> list[int]:
-    return [int(n) for n in _gathered(torch.tensor(len(shard), device=shard.device), group)]
+    shapes = [tuple(x.tolist()) for x in _gathered(torch.tensor(shard.shape, device=shard.device), group)]
+    if len({width for _, width in shapes}) > 1:
+        raise ValueError(f"shard: expected one width on all ranks, found {', '.join(str(width) for _, width in shapes)}")
+    return [n for n, _ in shapes]
 
 
 def _place(shard: Tensor, group: Group) -> tuple[int, int]:
@@ -125,8 +126,8 @@ def _together(work: Callable, group: Group):
     result, error = None, None
     try:
         result = work()
-    except ValueError as found:
-        error = str(found)
+    except Exception as found:  # of any kind, out of memory too
+        error = str(found) if isinstance(found, ValueError) else f"{type(found).__name__}: {found}"
     errors: list[str | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(errors, error, group=group)
     said = [f"rank {rank}: {text}" for rank, text in enumerate(errors) if text]

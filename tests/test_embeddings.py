@@ -101,5 +101,11 @@ def test_a_shard_of_another_shape_is_named(tmp_path):
     np.save(tmp_path / "shard-00002.npy", np.zeros((200, 15), np.float16))
     with pytest.raises(ValueError, match=r"expected float16 \(200, 16\) in .*shard-00002.npy, found float16 \(200, 15\)"):
         stored.part()
+    (tmp_path / "shard-00001.npy").write_bytes((tmp_path / "shard-00001.npy").read_bytes()[:500])
+    with pytest.raises(ValueError, match="expected a whole .npy file of float16 in .*shard-00001.npy"):
+        stored.part()
+    (tmp_path / "manifest.json").write_text('{"items": 3}')
+    with pytest.raises(ValueError, match="expected a manifest with items, rows, dtype float16 and made_by in .*manifest.json"):
+        embeddings.Embeddings(tmp_path)
     with pytest.raises(ValueError, match="rank below 2, found 10, 65536 and 2"):
         embeddings.write(tmp_path / "b", 10, lambda p: torch.ones(10, 2), made_by={}, rank=2, ranks=2)

@@ -29,7 +29,10 @@ def scores(queries, gallery):
 
 
 def scramble(gallery, world):
-    """The same gallery with duplicates, with one row only, or sorted so that what is near a query comes last."""
+    """The same gallery with duplicates, with one row only, sorted so that what is near a query comes last, or in tight classes one after another."""
+    if world == "classes":
+        centre = gallery[torch.arange(len(gallery), device=gallery.device) // 200]
+        return F.normalize(centre.float() + 0.03 * gallery.float(), dim=1).to(gallery.dtype)
     if world == "duplicates":
         return gallery[torch.arange(len(gallery), device=gallery.device) % max(1, len(gallery) // 3)]
     if world == "collapsed":
@@ -65,6 +68,34 @@ def test_ranks_are_those_of_float64(shape, world, dtype):
     assert torch.equal(search.rank_of(queries, gallery, target, backend="triton"), expected)
 
 
+@pytest.mark.parametrize("world", ["sorted", "classes"])
+def test_galleries_kept_in_order_are_searched_as_surely_as_others(world):
+    gallery = scramble(rows(8000, 32, 1), world)
+    queries = F.normalize(gallery[::400] + 0.02 * rows(20, 32, 0), dim=1)
+    value, index, unsure = kernel.candidates(queries, gallery, 18, first=2000)
+    best = scores(queries, gallery).topk(18)
+    assert not unsure.any()
+    assert torch.allclose(value, best.values, atol=1e-6)
+
+
+def test_no_queries_one_row_and_rows_that_want_a_gradient():
+    queries, gallery = rows(3, 8, 0).requires_grad_(), rows(1, 8, 1).requires_grad_()
+    for backend in ("torch", "triton"):
+        assert search.topk(queries, gallery, 1, backend=backend).index.tolist() == [[0]] * 3
+        assert search.rank_of(queries, gallery, torch.zeros(3, dtype=torch.int64, device=DEVICE), backend=backend).tolist() == [0] * 3
+        assert search.rank_of(queries[:0], gallery, torch.zeros(0, 2, dtype=torch.int64, device=DEVICE), backend=backend).shape == (0, 2)
+
+
+@pytest.mark.parametrize(("small", "large"), [(1e-23, 1e18), (1e-20, 1e-21), (1e18, 1e17)])
+def test_lengths_whose_squares_float32_cannot_hold(small, large):
+    queries, gallery = small * rows(40, 16, 0), large * scramble(rows(1200, 16, 1), "duplicates")
+    target = torch.arange(40, device=DEVICE)
+    whole = scores(queries, gallery)
+    for backend in ("torch", "triton"):
+        assert torch.equal(search.topk(queries, gallery, 5, backend=backend).index, whole.sort(dim=1, descending=True, stable=True).indices[:, :5])
+        assert torch.equal(search.rank_of(queries, gallery, target, backend=backend), (whole >= whole.gather(1, target[:, None])).sum(1) - 1)
+
+
 @pytest.mark.parametrize("first", [128, 512, 4000])
 def test_candidates_do_not_depend_on_how_the_bar_is_found(first):
     queries, gallery = rows(20, 32, 0), rows(4000, 32, 1)
@@ -87,15 +118,16 @@ def test_k_beyond_the_kernels_and_a_whole_gallery_are_found_by_torch():
     assert torch.equal(search.topk(queries, gallery, 300, backend="triton").index, scores(queries, gallery).sort(dim=1, descending=True, stable=True).indices)
 
 
-def test_exact_scores_of_pairs_are_float64_rounded():
+def test_products_of_pairs_are_taken_in_float64():
     queries, gallery = rows(9, 300, 0), rows(50, 300, 1)
     row, column = (torch.randint(n, (77,), generator=torch.Generator().manual_seed(3)).to(DEVICE) for n in (9, 50))
-    assert torch.equal(kernel.exact(queries, gallery, row, column), (queries[row].double() * gallery[column].double()).sum(1).float())
+    found = kernel.exact(queries, gallery, row.int(), column)
+    assert torch.allclose(found, (queries[row].double() * gallery[column].double()).sum(1), rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 127, 128, 1000, 12345])
-def test_the_scattered_order_visits_every_tile_once(n):
-    step = kernel._scattered(n)
+def test_the_scattered_order_visits_every_row_once(n):
+    step = kernel._scatter(n)
     assert sorted(i * step % n for i in range(n)) == list(range(n))
 
 
@@ -129,6 +161,12 @@ def test_weicom_in_one_pass_equals_its_scores_in_float64(shape, weight, dtype, m
         assert torch.equal(found.index, order[:, :9])
         assert torch.allclose(1 - found.scores, whole.gather(1, order[:, :9]), rtol=1e-5, atol=1e-12)
         assert torch.equal(composed.weicom_rank_of(images, texts, gallery, weight, target, backend=backend), ranks)
+    bad = gallery.clone()
+    bad[3, 2] = math.nan
+    with pytest.raises(ValueError, match="gallery: expected finite descriptors, found 1 rows"):
+        composed.weicom_topk(images, texts, bad, weight, 3, found=composed.moments(gallery))
+    with pytest.raises(ValueError, match=f"target: expected gallery indices in -1..{g - 1}, found {g}"):
+        composed.weicom_rank_of(images, texts, gallery, weight, torch.full_like(target, g))
     if dtype == torch.float32 and weight:  # and the kernels, not their fallback, found it
         monkeypatch.setattr(composed._Weicom, "whole", None)
         composed.weicom_rank_of(images, texts, gallery[: g // 3], weight, target[:, :1] % (g // 3), backend="triton")
@@ -169,6 +207,17 @@ def test_log_sums_of_nothing_and_of_a_single_row():
     x = rows(1, 8, 0)
     assert pairs.log_sums(x, x, 4.0, 0)[0].item() == -math.inf
     assert pairs.log_sums(x[:0], x, 4.0, None)[0].shape == (0,)
+    assert pairs.log_sums(x, x[:0], 4.0, None)[0].item() == -math.inf
+
+
+def test_autocast_does_not_reach_the_sums(monkeypatch):
+    monkeypatch.setattr(pairs, "cannot_run", lambda *rows: "for this test")
+    x = F.normalize(1 + 0.01 * rows(50, 16, 0), dim=1).requires_grad_()
+    plain = pairs.log_sum(x, 4.0)[0]
+    gradient = torch.autograd.grad(plain, x)[0]
+    with torch.autocast(DEVICE, torch.bfloat16):
+        cast = pairs.log_sum(x, 4.0)[0]
+    assert torch.equal(cast, plain) and torch.equal(torch.autograd.grad(cast, x)[0], gradient)
 
 
 def test_the_ops_are_registered_for_autograd_and_compilation():
@@ -179,7 +228,7 @@ def test_the_ops_are_registered_for_autograd_and_compilation():
     bar = torch.zeros(40, device=DEVICE)
     torch.library.opcheck(kernel.collect, (x.detach(), y, bar, 0, 3, 300), test_utils=["test_schema", "test_faketensor"])
     target = torch.zeros(40, 1, dtype=torch.int64, device=DEVICE)
-    torch.library.opcheck(kernel.count, (x.detach(), y, bar[:, None] + 2, bar[:, None] + 3, target))
+    torch.library.opcheck(kernel.count, (x.detach(), y, bar[:, None] + 2, bar[:, None] + 3, target, 128))
     torch.library.opcheck(kernel.exact, (x.detach(), y, target[:, 0], target[:, 0]))
     far = torch.compile(lambda z: pairs.log_sum(z, 4.0)[0] * 2, backend="aot_eager", fullgraph=True)
     far(x).backward()

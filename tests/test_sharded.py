@@ -17,6 +17,10 @@ def galleries():
     return {"distinct": plain, "duplicates": plain[torch.arange(1300) % 500], "collapsed": plain[:1].expand(1300, 24).contiguous()}
 
 
+def broken():
+    raise RuntimeError("out of something")
+
+
 def check(rank, sizes, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(sizes))
     queries = rows(37, 24, 0)
@@ -43,8 +47,11 @@ def check(rank, sizes, folder):
         assert str(error).startswith("rank 1: gallery: expected finite descriptors, found 1 rows"), error
     for call, message in (
         (lambda: sharded.topk(queries, shard, 1301), "k: expected 1 <= k <= 1300"),
-        (lambda: sharded.rank_of(queries, shard, target + 1300), "target: expected numbers of gallery rows in -1..1299, found"),
+        (lambda: sharded.rank_of(queries, shard, target + 1300), "target: expected gallery indices in -1..1299, found"),
         (lambda: sharded.topk(queries, shard[:0], 1), "shard: expected at least one row"),
+        (lambda: sharded.uniformity(damaged), "rank 1: shard: expected finite descriptors"),
+        (lambda: sharded.topk(queries, shard[:, : 24 - rank], 1), "shard: expected one width on all ranks, found 24, 23"),
+        (lambda: sharded._together(broken if rank else int, None), "rank 1: RuntimeError: out of something"),
     ):
         try:
             call()

@@ -9,6 +9,8 @@ They run on NVIDIA GPUs of compute capability 8.0 or more and, for the tests, on
 environment before the first import).
 """
 
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -47,3 +49,14 @@ def common(*rows: Tensor) -> tuple[Tensor, ...]:
     for x in rows[1:]:
         dtype = torch.promote_types(dtype, x.dtype)
     return tuple(x.to(dtype).contiguous() for x in rows)
+
+
+@contextmanager
+def in_full():
+    """Float32 products in full, whatever a caller set for his training: TF32's are wrong by a thousand times what is compared again."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

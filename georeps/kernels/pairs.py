@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from georeps.kernels import cannot_run
+from georeps.kernels import cannot_run, in_full
 
 try:
     import triton
@@ -56,7 +56,7 @@ if triton is not None:
         x_ptr, y_ptr, scale, n, m, diagonal, highest_ptr, out_ptr,
         D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
     ):  # fmt: skip
-        rows, columns = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q), tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
+        rows, columns = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q), tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)
         exponent = _exponents(x_ptr, y_ptr, scale, rows, columns, diagonal, n, m, D, BLOCK_D, UPCAST)
         highest = tl.load(highest_ptr + rows, mask=rows < n, other=0.0) * 1.4426950408889634
         weight = tl.exp2(exponent - highest[:, None])
@@ -76,18 +76,21 @@ def log_sums(x: Tensor, y: Tensor, scale: float, diagonal: int | None) -> tuple[
 
     -inf where no column is left. In float64 for rows of float64.
     """
-    if len(y) >= 2 and len(x) and cannot_run(x, y) is None and x.dtype == y.dtype:
+    if not len(x) or not len(y):
+        return x.new_full((len(x),), -math.inf, dtype=_wide(x, y)), x.new_full((len(x),), -math.inf, dtype=_wide(x, y))
+    if cannot_run(x, y) is None and x.dtype == y.dtype:
         return _log_sums_triton(x.contiguous(), y.contiguous(), scale, diagonal)
-    parts = []
-    for exponent in _bands(x, y, scale, diagonal):
-        parts.append((exponent.logsumexp(dim=1), exponent.amax(dim=1)))
-    return tuple(torch.cat(p) for p in zip(*parts, strict=True)) if parts else (x.new_zeros(0), x.new_zeros(0))
+    parts = [(exponent.logsumexp(dim=1), exponent.amax(dim=1)) for exponent in _bands(x, y, scale, diagonal)]
+    return tuple(torch.cat(p) for p in zip(*parts, strict=True))
 
 
 @log_sums.register_fake
 def _(x, y, scale, diagonal):
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty(len(x), dtype=dtype), x.new_empty(len(x), dtype=dtype)
+    return x.new_empty(len(x), dtype=_wide(x, y)), x.new_empty(len(x), dtype=_wide(x, y))
+
+
+def _wide(x: Tensor, y: Tensor) -> torch.dtype:
+    return torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
 
 
 def _log_sums_triton(x: Tensor, y: Tensor, scale: float, diagonal: int | None) -> tuple[Tensor, Tensor]:
@@ -96,24 +99,34 @@ def _log_sums_triton(x: Tensor, y: Tensor, scale: float, diagonal: int | None) -
     splits = min(tiles, max(1, 512 // rows))  # enough programs for every multiprocessor where rows are few
     highest, total = torch.empty(2, len(x), splits, device=x.device).unbind()
     none = 2**31 - 1 - len(x)
-    _log_sums[(rows, splits)](
-        x, y, scale, len(x), len(y), none if diagonal is None else diagonal, triton.cdiv(tiles, splits), highest, total, splits, **constants
-    )
+    with torch.cuda.device_of(x):
+        _log_sums[(rows, splits)](
+            x, y, scale, len(x), len(y), none if diagonal is None else diagonal, triton.cdiv(tiles, splits), highest, total, splits, **constants
+        )
     highest = highest * math.log(2)
-    return (highest + total.log()).logsumexp(dim=1), highest.amax(dim=1)
+    sums, largest = (highest + total.log()).logsumexp(dim=1), highest.amax(dim=1)
+    empty = largest < LOWEST / 2  # no column was left
+    return sums.masked_fill(empty, -math.inf), largest.masked_fill(empty, -math.inf)
 
 
 def _bands(x: Tensor, y: Tensor, scale: float, diagonal: int | None):
     """Exponents of bands of rows, in torch: scale (<x, y> - 1), the left-out column -inf."""
     for start, band in _rows(x, len(y), 8):
-        wide = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-        exponent = scale * (band.to(wide) @ y.to(wide).T - 1)
+        exponent = scale * (_full(band, y.T, _wide(x, y)) - 1)
         if diagonal is not None:
             row = torch.arange(len(band), device=x.device)
             column = row + start + diagonal
             there = (column >= 0) & (column < len(y))
             exponent[row[there], column[there]] = -math.inf
         yield exponent
+
+
+def _full(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """A product in full precision, also under autocast or where TF32 is allowed; on CUDA of 16 bits as they are, summed in float32."""
+    with torch.autocast(a.device.type, enabled=False), in_full():
+        if a.is_cuda and a.dtype == b.dtype and a.element_size() == 2:
+            return torch.mm(a, b, out_dtype=torch.float32)
+        return a.to(dtype) @ b.to(dtype)
 
 
 def _rows(x: Tensor, columns: int, size: int):
@@ -131,27 +144,26 @@ def log_sum(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 @log_sum.register_fake
 def _(x, scale):
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty((), dtype=dtype), x.new_empty(len(x), dtype=dtype)
+    return x.new_empty((), dtype=_wide(x, x)), x.new_empty(len(x), dtype=_wide(x, x))
 
 
 @torch.library.custom_op("georeps::log_sum_backward", mutates_args=())
 def log_sum_backward(grad: Tensor, x: Tensor, total: Tensor, highest: Tensor, scale: float) -> Tensor:
     """2 scale grad sum_j p_ij x_j: the weights of a band against its rows' largest exponents, so that 16 bits hold them, times the rows."""
     out = torch.empty_like(x)
-    kernel = len(x) >= 2 and cannot_run(x) is None
+    kernel = cannot_run(x) is None
     x = x.contiguous()
     for start, band in _rows(x, len(x), x.element_size() if kernel else 8):
         largest = highest[start : start + len(band)]
         if kernel:
             weight = torch.empty(len(band), len(x), dtype=x.dtype, device=x.device)
             constants = _constants(band)
-            grid = (triton.cdiv(len(band), constants["BLOCK_Q"]), triton.cdiv(len(x), TILE))
-            _weights[grid](band, x, scale, len(band), len(x), start, largest.contiguous(), weight, **constants)
+            grid = (triton.cdiv(len(x), TILE), triton.cdiv(len(band), constants["BLOCK_Q"]))
+            with torch.cuda.device_of(x):
+                _weights[grid](band, x, scale, len(band), len(x), start, largest.contiguous(), weight, **constants)
         else:
             weight = (next(_bands(band, x, scale, start)) - largest[:, None]).exp().to(x.dtype)
-        summed = torch.mm(weight, x, out_dtype=torch.float32) if x.is_cuda and x.element_size() == 2 else (weight.to(grad.dtype) @ x.to(grad.dtype))
-        out[start : start + len(band)] = (summed * (2 * scale * grad * (largest - total).exp())[:, None]).to(out.dtype)
+        out[start : start + len(band)] = (_full(weight, x, grad.dtype) * (2 * scale * grad * (largest - total).exp())[:, None]).to(out.dtype)
     return out
 
 
@@ -163,7 +175,7 @@ def _(grad, x, total, highest, scale):
 def _keep(ctx, inputs, output):
     ctx.save_for_backward(inputs[0], *output)
     ctx.scale = inputs[1]
-    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
 
 
 def _derive(ctx, grad, _):

@@ -7,7 +7,8 @@
     count      how many columns score above an interval about a positive's score, and which lie in it
     exact      float64 inner products of listed pairs
 
-Tiles of the gallery are visited in a scattered order, so that the first of them speak for all, in whatever order a gallery is kept.
+Rows of the gallery are visited in a scattered order, so that the first of them speak for all and a bin holds no class by itself, in
+whatever order a gallery is kept.
 The specification of all of them is `georeps.search`, which alone calls them, and compares again in float64 what lies within rounding.
 """
 
@@ -20,7 +21,6 @@ from torch import Tensor
 
 from georeps.kernels import INTERPRETED
 
-NEAR = 128  # columns of one interval that are listed; more are counted, and the caller looks at that row in another way
 TILE = 128  # columns of a tile
 
 
@@ -77,17 +77,22 @@ def _scores(
 
 
 @triton.jit
-def _place(n_q, tiles, scatter, first, BLOCK_Q: tl.constexpr, GROUP: tl.constexpr):
-    """(row tile, gallery tile) of this program: GROUP row tiles share the gallery tiles they read, in the scattered order."""
+def _place(n_q, first, BLOCK_Q: tl.constexpr, GROUP: tl.constexpr):
+    """(row tile, gallery tile) of this program, the latter from `first`: GROUP row tiles share the gallery tiles they read."""
     program = tl.program_id(0)
     row_tiles = tl.cdiv(n_q, BLOCK_Q)
     visited = tl.num_programs(0) // row_tiles
     group = program // (GROUP * visited)
     height = tl.minimum(row_tiles - group * GROUP, GROUP)
     inside = program - group * GROUP * visited
-    position = inside // height
-    tile = ((first + position).to(tl.int64) * scatter % tiles).to(tl.int32)
-    return group * GROUP + inside % height, position, tile
+    return group * GROUP + inside % height, first + inside // height
+
+
+@triton.jit
+def _scattered_columns(tile, scatter, n_g, BLOCK_G: tl.constexpr):
+    """The columns at the places of this tile in the scattered order, and which of the places there are."""
+    place = tile * BLOCK_G + tl.arange(0, BLOCK_G)
+    return (place.to(tl.int64) * scatter % n_g).to(tl.int32), place < n_g
 
 
 @triton.jit
@@ -103,31 +108,33 @@ def _slots(count_ptr, kept, rows, columns, SIZE: tl.constexpr):
 
 @triton.jit
 def _best(
-    q_ptr, text_ptr, g_ptr, bias_ptr, stats_ptr, weight, n_q, n_g, tiles, scatter, out_ptr, BIN: tl.constexpr,
+    q_ptr, text_ptr, g_ptr, bias_ptr, stats_ptr, weight, n_q, n_g, scatter, out_ptr, BIN: tl.constexpr,
     D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
     UPCAST: tl.constexpr, BIAS: tl.constexpr, WEICOM: tl.constexpr,
 ):  # fmt: skip
-    row_tile, position, tile = _place(n_q, tiles, scatter, 0, BLOCK_Q, GROUP)
+    row_tile, tile = _place(n_q, 0, BLOCK_Q, GROUP)
     visited = tl.num_programs(0) // tl.cdiv(n_q, BLOCK_Q)
-    rows, columns = row_tile * BLOCK_Q + tl.arange(0, BLOCK_Q), tile * BLOCK_G + tl.arange(0, BLOCK_G)
+    rows = row_tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    columns, there = _scattered_columns(tile, scatter, n_g, BLOCK_G)
     score = _scores(q_ptr, text_ptr, g_ptr, bias_ptr, stats_ptr, weight, rows, columns, n_q, n_g, D, BLOCK_D, UPCAST, BIAS, WEICOM)
-    score = tl.where((columns < n_g)[None, :], score, -float("inf"))
+    score = tl.where(there[None, :], score, -float("inf"))
     largest = tl.max(tl.reshape(score, [BLOCK_Q, BLOCK_G // BIN, BIN]), axis=2)
-    at = rows.to(tl.int64)[:, None] * (visited * (BLOCK_G // BIN)) + position * (BLOCK_G // BIN) + tl.arange(0, BLOCK_G // BIN)[None, :]
+    at = rows.to(tl.int64)[:, None] * (visited * (BLOCK_G // BIN)) + tile * (BLOCK_G // BIN) + tl.arange(0, BLOCK_G // BIN)[None, :]
     tl.store(out_ptr + at, largest, mask=(rows < n_q)[:, None])
 
 
 @triton.jit
 def _collect(
-    q_ptr, text_ptr, g_ptr, bias_ptr, stats_ptr, weight, n_q, n_g, tiles, scatter, first, bar_ptr, count_ptr, score_ptr, index_ptr,
+    q_ptr, text_ptr, g_ptr, bias_ptr, stats_ptr, weight, n_q, n_g, scatter, first, bar_ptr, count_ptr, score_ptr, index_ptr,
     room, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
     UPCAST: tl.constexpr, BIAS: tl.constexpr, WEICOM: tl.constexpr,
 ):  # fmt: skip
-    row_tile, _, tile = _place(n_q, tiles, scatter, first, BLOCK_Q, GROUP)
-    rows, columns = row_tile * BLOCK_Q + tl.arange(0, BLOCK_Q), tile * BLOCK_G + tl.arange(0, BLOCK_G)
+    row_tile, tile = _place(n_q, first, BLOCK_Q, GROUP)
+    rows = row_tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    columns, there = _scattered_columns(tile, scatter, n_g, BLOCK_G)
     score = _scores(q_ptr, text_ptr, g_ptr, bias_ptr, stats_ptr, weight, rows, columns, n_q, n_g, D, BLOCK_D, UPCAST, BIAS, WEICOM)
     bar = tl.load(bar_ptr + rows, mask=rows < n_q, other=float("inf"))
-    kept = (score >= bar[:, None]) & (columns < n_g)[None, :] & (rows < n_q)[:, None]
+    kept = (score >= bar[:, None]) & there[None, :] & (rows < n_q)[:, None]
     slot, row, column = _slots(count_ptr, kept, rows, columns, BLOCK_Q * BLOCK_G)
     fits = tl.reshape(kept, [BLOCK_Q * BLOCK_G]) & (slot < room)
     tl.store(score_ptr + row * room + slot, tl.reshape(score, [BLOCK_Q * BLOCK_G]), mask=fits)
@@ -136,11 +143,11 @@ def _collect(
 
 @triton.jit
 def _count(
-    q_ptr, text_ptr, g_ptr, bias_ptr, stats_ptr, weight, n_q, n_g, tiles, low_ptr, high_ptr, target_ptr, above_ptr, near_ptr, index_ptr,
+    q_ptr, text_ptr, g_ptr, bias_ptr, stats_ptr, weight, n_q, n_g, low_ptr, high_ptr, target_ptr, above_ptr, near_ptr, index_ptr,
     room, P: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
     UPCAST: tl.constexpr, BIAS: tl.constexpr, WEICOM: tl.constexpr,
 ):  # fmt: skip
-    row_tile, _, tile = _place(n_q, tiles, 1, 0, BLOCK_Q, GROUP)
+    row_tile, tile = _place(n_q, 0, BLOCK_Q, GROUP)
     rows, columns = row_tile * BLOCK_Q + tl.arange(0, BLOCK_Q), tile * BLOCK_G + tl.arange(0, BLOCK_G)
     score = _scores(q_ptr, text_ptr, g_ptr, bias_ptr, stats_ptr, weight, rows, columns, n_q, n_g, D, BLOCK_D, UPCAST, BIAS, WEICOM)
     there = rows < n_q
@@ -159,7 +166,8 @@ def _count(
 @triton.jit
 def _exact(q_ptr, g_ptr, row_ptr, column_ptr, out_ptr, n, D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
     pairs = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    row, column = tl.load(row_ptr + pairs, mask=pairs < n, other=0), tl.load(column_ptr + pairs, mask=pairs < n, other=0)
+    row = tl.load(row_ptr + pairs, mask=pairs < n, other=0).to(tl.int64)
+    column = tl.load(column_ptr + pairs, mask=pairs < n, other=0).to(tl.int64)
     depth = tl.arange(0, BLOCK_D)
     score = tl.zeros([BLOCK_P], tl.float64)
     for start in range(0, D, BLOCK_D):
@@ -167,7 +175,7 @@ def _exact(q_ptr, g_ptr, row_ptr, column_ptr, out_ptr, n, D: tl.constexpr, BLOCK
         q = tl.load(q_ptr + row[:, None] * D + (start + depth)[None, :], mask=there, other=0.0)
         g = tl.load(g_ptr + column[:, None] * D + (start + depth)[None, :], mask=there, other=0.0)
         score += tl.sum(q.to(tl.float64) * g.to(tl.float64), axis=1)
-    tl.store(out_ptr + pairs, score.to(tl.float32), mask=pairs < n)
+    tl.store(out_ptr + pairs, score, mask=pairs < n)
 
 
 def blocks(queries: Tensor, narrow: bool = False) -> dict[str, int | bool]:
@@ -178,9 +186,9 @@ def blocks(queries: Tensor, narrow: bool = False) -> dict[str, int | bool]:
     }  # fmt: skip
 
 
-def _scattered(tiles: int) -> int:
-    """A step through `tiles` places that meets each once and comes nowhere near where it was: the golden section, made coprime."""
-    return next(step for step in range(max(1, round(0.618 * tiles)), tiles + 2) if math.gcd(step, tiles) == 1)
+def _scatter(n: int) -> int:
+    """A step through n places that meets each once and comes nowhere near where it was: the golden section, made coprime."""
+    return next(step for step in range(max(1, round(0.618 * n)), n + 2) if math.gcd(step, n) == 1)
 
 
 def _given(
@@ -189,7 +197,7 @@ def _given(
     """The arguments that all kernels begin with, and their constants; what is not used is pointed at the queries."""
     first = (queries, queries if texts is None else texts, gallery, *(queries if x is None else x for x in (bias, stats)))
     constants = blocks(queries, narrow or stats is not None) | {"BIAS": bias is not None, "WEICOM": stats is not None}
-    return (*first, weight, len(queries), len(gallery), triton.cdiv(len(gallery), TILE)), constants
+    return (*first, weight, len(queries), len(gallery)), constants
 
 
 def _row_tiles(queries: Tensor, constants: dict) -> int:
@@ -201,10 +209,11 @@ def best(
     queries: Tensor, gallery: Tensor, tiles: int, bin: int, bias: Tensor | None = None, texts: Tensor | None = None, stats: Tensor | None = None,
     weight: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """Largest score of each bin of `bin` columns, float32 "q n", over the first `tiles` gallery tiles of the scattered order."""
+    """Largest score of each bin of `bin` rows, float32 "q n", over the first `tiles` tiles of the gallery in scattered order."""
     given, constants = _given(queries, texts, gallery, bias, stats, weight)
     out = queries.new_empty((len(queries), tiles * TILE // bin), dtype=torch.float32)
-    _best[(_row_tiles(queries, constants) * tiles,)](*given, _scattered(given[-1]), out, BIN=bin, **constants)
+    with torch.cuda.device_of(queries):
+        _best[(_row_tiles(queries, constants) * tiles,)](*given, _scatter(len(gallery)), out, BIN=bin, **constants)
     return out
 
 
@@ -220,11 +229,12 @@ def collect(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Per query the number of columns of `tiles` gallery tiles that reach its bar, and of `room` of these scores and index, in no order; -inf fills."""
     given, constants = _given(queries, texts, gallery, bias, stats, weight)
-    n = len(queries)
+    n = _counted(len(queries), room)
     count = torch.zeros(n, dtype=torch.int32, device=queries.device)
     score = torch.full((n, room), -math.inf, device=queries.device)
     index = torch.zeros((n, room), dtype=torch.int32, device=queries.device)
-    _collect[(_row_tiles(queries, constants) * tiles,)](*given, _scattered(given[-1]), first, bar, count, score, index, room, **constants)
+    with torch.cuda.device_of(queries):
+        _collect[(_row_tiles(queries, constants) * tiles,)](*given, _scatter(len(gallery)), first, bar, count, score, index, room, **constants)
     return count, score, index
 
 
@@ -234,37 +244,48 @@ def _(queries, gallery, bar, first, tiles, room, bias=None, texts=None, stats=No
     return bar.new_empty(n, dtype=torch.int32), bar.new_empty((n, room)), bar.new_empty((n, room), dtype=torch.int32)
 
 
+def _counted(rows: int, room: int) -> int:
+    if rows * room >= 2**31:
+        raise ValueError(f"queries: expected fewer than {2**31 // room} at a time (the kernels count places in 32 bits), found {rows}")
+    return rows
+
+
 @torch.library.custom_op("georeps::count", mutates_args=())
 def count(
-    queries: Tensor, gallery: Tensor, low: Tensor, high: Tensor, target: Tensor, texts: Tensor | None = None, stats: Tensor | None = None, weight: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For low, high, target "q p": how many other columns score above high, how many within [low, high], and NEAR of the latter, in no order."""
+    queries: Tensor, gallery: Tensor, low: Tensor, high: Tensor, target: Tensor, room: int, texts: Tensor | None = None,
+    stats: Tensor | None = None, weight: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """For low, high, target "q p": how many other columns score above high, how many within [low, high], and `room` of the latter, in no order."""
+    _counted(target.numel(), room)
     given, constants = _given(queries, texts, gallery, None, stats, weight, narrow=target.shape[1] > 1)
     above, near = (torch.zeros(target.shape, dtype=torch.int32, device=target.device) for _ in range(2))
-    index = torch.zeros((*target.shape, NEAR), dtype=torch.int32, device=target.device)
+    index = torch.zeros((*target.shape, room), dtype=torch.int32, device=target.device)
     bounds = (low.contiguous(), high.contiguous(), target.int().contiguous())
-    _count[(_row_tiles(queries, constants) * given[-1],)](*given, *bounds, above, near, index, NEAR, P=target.shape[1], **constants)
+    with torch.cuda.device_of(queries):
+        tiles = triton.cdiv(len(gallery), TILE)
+        _count[(_row_tiles(queries, constants) * tiles,)](*given, *bounds, above, near, index, room, P=target.shape[1], **constants)
     return above, near, index
 
 
 @count.register_fake
-def _(queries, gallery, low, high, target, texts=None, stats=None, weight=0.0):
-    return tuple(target.new_empty(shape, dtype=torch.int32) for shape in (target.shape, target.shape, (*target.shape, NEAR)))
+def _(queries, gallery, low, high, target, room, texts=None, stats=None, weight=0.0):
+    return tuple(target.new_empty(shape, dtype=torch.int32) for shape in (target.shape, target.shape, (*target.shape, room)))
 
 
 @torch.library.custom_op("georeps::exact", mutates_args=())
 def exact(queries: Tensor, gallery: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Float64 inner products of the pairs (row, column), rounded to float32."""
-    out = torch.empty(len(row), device=queries.device)
+    """Inner products of the pairs (row, column) in float64."""
+    out = torch.empty(len(row), dtype=torch.float64, device=queries.device)
     constants = {"D": queries.shape[1], "BLOCK_P": 16, "BLOCK_D": min(256, triton.next_power_of_2(queries.shape[1]))}
     if len(row):
-        _exact[(triton.cdiv(len(row), 16),)](queries, gallery, row.contiguous(), column.contiguous(), out, len(row), **constants)
+        with torch.cuda.device_of(queries):
+            _exact[(triton.cdiv(len(row), 16),)](queries, gallery, row.contiguous(), column.contiguous(), out, len(row), **constants)
     return out
 
 
 @exact.register_fake
 def _(queries, gallery, row, column):
-    return queries.new_empty(len(row), dtype=torch.float32)
+    return queries.new_empty(len(row), dtype=torch.float64)
 
 
 def candidates(
@@ -273,9 +294,9 @@ def candidates(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The `width` best columns of each row by float32 scores, descending, ties in any order: scores, index (int64), and where that is not sure.
 
-    The bar of a row is the width-th best score of the tiles already seen; it begins with the width-th largest bin maximum of the first
-    tiles. What reaches it is kept, merged after each doubling of the tiles. `first` is the least number of columns for the bar; as
-    many as the gallery has make it two passes, the second with a fixed bar. Not sure: rows where more columns reached the bar than there was room for.
+    The bar of a row is the width-th best score of the rows already seen; it begins with the width-th largest bin maximum of the first
+    tiles. What reaches it is kept, merged each time that four times as many are seen. `first` is the least number of columns for the bar;
+    as many as the gallery has make it two passes, the second with a fixed bar. Not sure: where more columns reached the bar than there was room for.
     """
     shared = {"bias": bias, "texts": texts, "stats": stats, "weight": weight}
     total = triton.cdiv(len(gallery), TILE)
@@ -285,14 +306,14 @@ def candidates(
         raise ValueError(f"width: expected at most {total * TILE // 16}, a sixteenth of the gallery's {len(gallery)} rows, found {width}")
     bar = best(queries, gallery, tiles, bin, **shared).topk(width, dim=1).values[:, -1].contiguous()
     scores = torch.full((len(queries), width), -math.inf, device=queries.device)
-    index = torch.zeros((len(queries), width), dtype=torch.int64, device=queries.device)
+    index = torch.zeros((len(queries), width), dtype=torch.int32, device=queries.device)
     unsure = torch.zeros(len(queries), dtype=torch.bool, device=queries.device)
     room, start = 4 * width + 64, 0
     while start < total:
-        step = min(max(tiles, start), total - start)
+        step = min(max(tiles, 3 * start), total - start)
         found, score, at = collect(queries, gallery, bar, start, step, room, **shared)
         unsure |= found > room
         scores, order = torch.cat([scores, score], dim=1).topk(width, dim=1)
-        index = torch.cat([index, at.long()], dim=1).gather(1, order)
+        index = torch.cat([index, at], dim=1).gather(1, order)
         bar, start = torch.maximum(bar, scores[:, -1]), start + step
-    return scores, index, unsure | (scores[:, -1] == -math.inf)
+    return scores, index.long(), unsure | (scores[:, -1] == -math.inf)
