@@ -158,8 +158,12 @@ def weicom_rank_of(
         ranks = torch.where(targets < 0, -1, above.long().index_put_((row, p), reached.long(), accumulate=True))
     for rows in search.blocks(rest, asked.block):
         whole = asked.whole(rows)
-        ordered, own = whole.sort(dim=1).values, whole.gather(1, targets[rows].clamp(min=0))
-        ranks[rows] = torch.where(targets[rows] < 0, -1, torch.searchsorted(ordered, own, right=True) - 1)
+        own = whole.gather(1, targets[rows].clamp(min=0))
+        if targets.shape[1] > 4:  # values are sorted once, and looked up for each positive
+            reached = torch.searchsorted(whole.sort(dim=1).values, own, right=True)
+        else:
+            reached = torch.stack([(whole <= bar[:, None]).sum(1) for bar in own.unbind(1)], dim=1)
+        ranks[rows] = torch.where(targets[rows] < 0, -1, reached - 1)
     return ranks.reshape(target.shape)
 
 

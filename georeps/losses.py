@@ -110,7 +110,7 @@ def uniformity(x: Float[Tensor, "b d"], t: float = 2.0) -> Float[Tensor, ""]:
     """Log of the average Gaussian potential exp(-t |x_i - x_j|^2) over pairs i != j of normalised rows (Eq. 3.5).
 
     Eq. 3.6-3.9 print the sum where Eq. 3.5 has the mean: they differ by the constant log(n (n - 1)), not in gradient. Memory is that of
-    the rows: where the matrix of pairs would take more than `pairs.BAND` bytes (n above 5,800), value and gradient are summed tile by tile.
+    the rows: where the matrix of pairs would take more than `pairs.BAND` bytes (n above 2,048), value and gradient are summed tile by tile.
     """
     if x.shape[0] < 2:
         raise ValueError(f"x: uniformity needs at least 2 rows, found {x.shape[0]}")

@@ -137,11 +137,15 @@ def _at_least(queries: Tensor, gallery: Tensor, bar: Tensor, left_out: Tensor, t
     for rows, columns, score in _score_tiles(queries, gallery, memory):
         for p, (own, out) in enumerate(zip(bar[rows].unbind(1), left_out[rows].unbind(1), strict=True)):
             inside = ((out >= columns.start) & (out < columns.stop)).nonzero().flatten()
-            above = score > (own + tolerance[rows])[:, None]
-            near = (score >= (own - tolerance[rows])[:, None]) ^ above
-            above[inside, out[inside] - columns.start] = False
-            near[inside, out[inside] - columns.start] = False
-            counts[rows, p] += _count(above) + _count_near(near, queries[rows], gallery[columns], own)
+            left = score[inside, out[inside] - columns.start]
+            score[inside, out[inside] - columns.start] = -math.inf
+            low, high = ((own + sign * tolerance[rows])[:, None] for sign in (-1, 1))
+            above = _count(score > high)
+            unsure = (_count(score >= low) != above).nonzero().flatten()  # few rows, where the match is among the best
+            near = (score[unsure] >= low[unsure]) & (score[unsure] <= high[unsure])
+            above[unsure] += _count_near(near, queries[rows][unsure], gallery[columns], own[unsure])
+            counts[rows, p] += above
+            score[inside, out[inside] - columns.start] = left
     return counts
 
 

@@ -125,7 +125,7 @@ def test_a_kernel_that_dies_is_a_chapter_that_failed(small_book):
 def test_snakemake_plans_the_seeds_before_the_page_and_a_cluster_without_cores():
     plan = python("-m", "snakemake", "-n", "--forceall", "--config", "profile=laptop", "out=_build/none")
     assert plan.returncode == 0, plan.stderr[-2000:]
-    assert re.search(r"chapter +33\b", plan.stdout), "thirteen pages, and two more seeds of chapters 03 to 12"
+    assert re.search(r"chapter +34\b", plan.stdout), "fourteen pages, and two more seeds of chapters 03 to 12"
     assert re.search(r"trunk +1\b", plan.stdout), "one frozen trunk for chapters 11 and 12"
     assert re.search(r"clip +1\b", plan.stdout), "one small CLIP for all who ask it"
     assert re.search(r"drives +1\b", plan.stdout), "one set of pictures for all seeds of chapter 10"

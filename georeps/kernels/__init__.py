@@ -9,6 +9,7 @@ They run on NVIDIA GPUs of compute capability 8.0 or more and, for the tests, on
 environment before the first import).
 """
 
+import math
 from contextlib import contextmanager
 
 import torch
@@ -49,6 +50,11 @@ def common(*rows: Tensor) -> tuple[Tensor, ...]:
     for x in rows[1:]:
         dtype = torch.promote_types(dtype, x.dtype)
     return tuple(x.to(dtype).contiguous() for x in rows)
+
+
+def scatter_step(n: int) -> int:
+    """A step through n places that meets each once and comes nowhere near where it was: the golden section, made coprime."""
+    return next(step for step in range(max(1, round(0.618 * n)), n + 2) if math.gcd(step, n) == 1)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from georeps.kernels import INTERPRETED
+from georeps.kernels import INTERPRETED, scatter_step
 
 TILE = 128  # columns of a tile
 
@@ -186,11 +186,6 @@ def blocks(queries: Tensor, narrow: bool = False) -> dict[str, int | bool]:
     }  # fmt: skip
 
 
-def _scatter(n: int) -> int:
-    """A step through n places that meets each once and comes nowhere near where it was: the golden section, made coprime."""
-    return next(step for step in range(max(1, round(0.618 * n)), n + 2) if math.gcd(step, n) == 1)
-
-
 def _given(
     queries: Tensor, texts: Tensor | None, gallery: Tensor, bias: Tensor | None, stats: Tensor | None, weight: float, narrow: bool = False
 ) -> tuple[tuple, dict]:
@@ -213,7 +208,7 @@ def best(
     given, constants = _given(queries, texts, gallery, bias, stats, weight)
     out = queries.new_empty((len(queries), tiles * TILE // bin), dtype=torch.float32)
     with torch.cuda.device_of(queries):
-        _best[(_row_tiles(queries, constants) * tiles,)](*given, _scatter(len(gallery)), out, BIN=bin, **constants)
+        _best[(_row_tiles(queries, constants) * tiles,)](*given, scatter_step(len(gallery)), out, BIN=bin, **constants)
     return out
 
 
@@ -234,7 +229,7 @@ def collect(
     score = torch.full((n, room), -math.inf, device=queries.device)
     index = torch.zeros((n, room), dtype=torch.int32, device=queries.device)
     with torch.cuda.device_of(queries):
-        _collect[(_row_tiles(queries, constants) * tiles,)](*given, _scatter(len(gallery)), first, bar, count, score, index, room, **constants)
+        _collect[(_row_tiles(queries, constants) * tiles,)](*given, scatter_step(len(gallery)), first, bar, count, score, index, room, **constants)
     return count, score, index
 
 
