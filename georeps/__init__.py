@@ -2,6 +2,7 @@
 
 The package holds what the chapters of the book share; read it from the left:
 
+    kernels                      Triton kernels behind what follows; what the compiler makes of them
     sphere, losses, pooling      points on S2; training objectives, Table 2.1's among them; feature map -> vector
     search                       exact nearest neighbours and ranks
     encoders, moco               image -> feature map -> descriptor; MoCo v2
@@ -20,6 +21,8 @@ The package holds what the chapters of the book share; read it from the left:
     pretraining, clip            the starts of the thesis's Table 3.1; the small CLIP; both stored by content
     slider, worldmap             page elements: an image weighed against a word; where on Earth an image could be
     maps                         figures of what is spread over the Earth
+    embeddings, sharded          descriptors in resumable float16 shards; search over shards on several processes
+    speed                        the core raced beside its peers
     atlas                        the Earth as a geolocation task: frozen features, trained locators
 
 A module imports only from its left (tests/test_package.py holds the order). Import modules, not names:

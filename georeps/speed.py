@@ -188,8 +188,13 @@ def rank(q: int, n: int, d: int, *, device: str = "cpu", seed: int = 0) -> Case:
     case = Case(2 * q * n * d, gallery.element_size() * d * (q + n) + 8 * q)
 
     def plain() -> Tensor:
-        own = (queries.float() * gallery[target].float()).sum(1, keepdim=True)
-        return sum((_scores(queries, part) >= own).sum(1) for part in _columns(queries, gallery)) - 1
+        own, ranks, first = (queries.float() * gallery[target].float()).sum(1, keepdim=True), 0, 0
+        for part in _columns(queries, gallery):
+            scores = _scores(queries, part)
+            inside = ((target >= first) & (target < first + len(part))).nonzero().flatten()
+            scores[inside, target[inside] - first] = -math.inf  # the match's own score is rounded otherwise here
+            ranks, first = ranks + (scores >= own).sum(1), first + len(part)
+        return ranks
 
     def with_numpy() -> np.ndarray:
         scores = queries.numpy() @ gallery.numpy().T
