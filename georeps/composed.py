@@ -109,6 +109,7 @@ def weicom_scores(
     return scores
 
 
+@torch.no_grad()
 def weicom_topk(
     images: Float[Tensor, "q d"], texts: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], weight: float, k: int, *,
     found: Moments | None = None, backend: search.Backend = "auto",
@@ -137,6 +138,7 @@ def weicom_topk(
     return search.Neighbours(1 - lacks.double(), index)
 
 
+@torch.no_grad()
 def weicom_rank_of(
     images: Float[Tensor, "q d"], texts: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], weight: float, target: Int64[Tensor, "q *p"], *,
     found: Moments | None = None, backend: search.Backend = "auto",

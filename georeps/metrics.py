@@ -44,6 +44,13 @@ def recall_at_percent(
     return recall_at(ranks, max(1, k))
 
 
+def mean_reciprocal_rank(ranks: Int64[Tensor, "q"]) -> float:
+    """Mean of 1 / (rank + 1): 1 where every match comes first."""
+    if len(ranks) == 0:
+        raise ValueError("ranks: expected at least one query, found none")
+    return (1 / (ranks.double() + 1)).mean().item()
+
+
 def hit_rate(
     queries: Float[Tensor, "q d"],
     gallery: Float[Tensor, "g d"],

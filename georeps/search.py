@@ -182,9 +182,9 @@ def nearest(
     the query is searched again in float64.
     """
     checked(queries, gallery)
-    centre = gallery.double().mean(dim=0).float()
+    centre = gallery.mean(dim=0, dtype=torch.float64).float()
     q, g = queries.float() - centre, gallery.float() - centre
-    half_norm = g.double().square().sum(1) / 2
+    half_norm = torch.cat([part.double().square().sum(1) / 2 for part in g.split(16384)])
     width = min(SLACK, len(g))
     way = choose(backend, q, g, width=width)
     scores, index, unsure = _candidates("torch" if way == "faiss" else way, q, g, width, memory, -half_norm.float())

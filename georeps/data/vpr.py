@@ -109,7 +109,10 @@ def file_name(name: Name, suffix: str = ".jpg") -> str:
 
 
 def views(folder: Path | str) -> Views:
-    """Every image below a folder, links followed, by name. Files of other kinds are named in `left_out`, hidden ones passed over; zones are said by all names or by none."""
+    """Every image below a folder, links followed, by name; zones are said by all names or by none.
+
+    Files of other kinds are named in `left_out`, hidden ones passed over.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder of views @<east>@<north>@..., found none")
