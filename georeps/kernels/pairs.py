@@ -18,7 +18,7 @@ try:
     import triton
     import triton.language as tl
 
-    from georeps.kernels.search import TILE, _product, blocks
+    from georeps.kernels.search import TILE, _product, tile_constants
 except ImportError:  # `cannot_run` says so
     triton = None
 
@@ -65,7 +65,7 @@ if triton is not None:
 
 
 def _constants(x: Tensor) -> dict:
-    constants = blocks(x)
+    constants = tile_constants(x)
     del constants["GROUP"]
     return constants
 

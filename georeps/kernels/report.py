@@ -33,6 +33,8 @@ HOT = (  # kernel, its rows' type, constants beyond the tile's, what is said of 
     (search._count, "float16", {"D": 4096, "P": 1}, "rank of one positive"),
     (search._count, "float16", {"D": 512, "P": 16, "BLOCK_Q": 64}, "ranks of sixteen"),
     (search._count, "float16", {"D": 768, "P": 1, "WEICOM": True, "BLOCK_Q": 64}, "rank of one, WeiCom"),
+    (search._collect, "float16", {"D": 512, "n_q": 1, "first": 1, "scatter": 1}, "survivors, one query"),  # Triton compiles ones in
+    (search._count, "float16", {"D": 512, "P": 1, "n_q": 1, "n_g": 1}, "rank of one query among one"),
     (pairs._log_sums, "float16", {"D": 512}, "log-sum-exp of rows"),
     (pairs._log_sums, "bfloat16", {"D": 4096}, "log-sum-exp of rows"),
     (pairs._weights, "float16", {"D": 4096}, "its derivative's weights"),

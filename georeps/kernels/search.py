@@ -178,7 +178,7 @@ def _exact(q_ptr, g_ptr, row_ptr, column_ptr, out_ptr, n, D: tl.constexpr, BLOCK
     tl.store(out_ptr + pairs, score, mask=pairs < n)
 
 
-def blocks(queries: Tensor, narrow: bool = False) -> dict[str, int | bool]:
+def tile_constants(queries: Tensor, narrow: bool = False) -> dict[str, int | bool]:
     """Tile sizes: fewer rows where there are fewer or two products share the registers, half the depth where numbers are twice as long."""
     return {
         "D": queries.shape[1], "BLOCK_Q": 64 if narrow or len(queries) <= 64 else 128, "BLOCK_G": TILE, "BLOCK_D": 128 // queries.element_size(),
@@ -191,7 +191,7 @@ def _given(
 ) -> tuple[tuple, dict]:
     """The arguments that all kernels begin with, and their constants; what is not used is pointed at the queries."""
     first = (queries, queries if texts is None else texts, gallery, *(queries if x is None else x for x in (bias, stats)))
-    constants = blocks(queries, narrow or stats is not None) | {"BIAS": bias is not None, "WEICOM": stats is not None}
+    constants = tile_constants(queries, narrow or stats is not None) | {"BIAS": bias is not None, "WEICOM": stats is not None}
     return (*first, weight, len(queries), len(gallery)), constants
 
 
