@@ -352,14 +352,14 @@ def measure(run: study.Run, where: str, cases: dict[str, tuple], *, repeats: int
 
 
 def table(metrics: Mapping[str, float], where: str, cases: dict[str, tuple], figure: str = "ms") -> pd.DataFrame:
-    """A row a case, a column a method, from recorded metrics: "ms", "peak_mib", or "share", the limit's time as a share of the method's, in percent.
+    """A row a case, its sizes and a column a method, from recorded metrics: "ms", "peak_mib", or "share", the limit's time as a share of the method's, in percent.
 
     Empty where a method was not there; "not measured yet" where a case was not.
     """
     rows = []
     for name, (_, sizes) in cases.items():
         key = f"speed.{where}.{name}"
-        row: dict[str, object] = {"case": name, "sizes": " x ".join(f"{n:,}" for n in sizes)}
+        row: dict[str, object] = {"case": name, "sizes": " x ".join(map(_short, sizes))}
         limit = metrics.get(f"{key}.limit_ms")
         for method in METHODS:
             value = metrics.get(f"{key}.{method}.{'ms' if figure == 'share' else figure}")
@@ -372,8 +372,13 @@ def table(metrics: Mapping[str, float], where: str, cases: dict[str, tuple], fig
                 row[method] = f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
         row["limit"] = "" if limit is None or figure != "ms" else f"{limit:,.3g}"
         rows.append(row)
-    shown = pd.DataFrame(rows).set_index(["case", "sizes"]).fillna("")
-    return shown[[c for c in shown if c == "ours" or (shown[c] != "").any()]]
+    shown = pd.DataFrame(rows).set_index("case").fillna("")
+    used = [c for c in shown if c in ("sizes", "ours") or (shown[c] != "").any()]
+    return shown[used if figure == "ms" else used[1:]]
+
+
+def _short(n: int) -> str:
+    return next((f"{n // unit}{sign}" for unit, sign in ((10**6, "M"), (10**3, "k")) if n % unit == 0), f"{n:,}")
 
 
 if __name__ == "__main__":

@@ -47,11 +47,11 @@ def test_what_is_recorded_is_what_the_table_shows_and_the_rest_is_not_measured_y
     speed.measure(run, "cpu", cases, repeats=1, after=lambda: saved.append(len(run.record.metrics)))
     assert len(saved) == 2 and saved[0] < saved[1]
     shown = speed.table(run.record.metrics, "cpu", cases)
-    assert list(shown.columns) == ["ours", "torch", "faiss", "numpy", "product", "limit"]
+    assert list(shown.columns) == ["sizes", "ours", "torch", "faiss", "numpy", "product", "limit"]
     assert float(shown.ours.iloc[0].replace(",", "")) == pytest.approx(run.record.metrics["speed.cpu.topk.ours.ms"], rel=0.01)
     empty = speed.table({}, "gpu", speed.GPU)
-    assert (empty.ours == "not measured yet").all() and list(empty.columns) == ["ours"]
-    assert "10,000 x 1,000,000 x 512 x 100" in empty.index.get_level_values("sizes")
+    assert (empty.ours == "not measured yet").all() and list(empty.columns) == ["sizes", "ours"]
+    assert empty.sizes["topk"] == "10k x 1M x 512 x 100" and empty.sizes["rank"] == "53,694 x 46,563 x 4,096"
 
 
 def test_a_method_that_runs_out_of_memory_is_said_and_not_asked_again():
