@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from georeps.kernels import pairs, search
+from georeps.kernels import INTERPRETED, pairs, search
 
 LIMIT = 232448  # bytes of shared memory that a program may have on sm_90
 TYPES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
@@ -43,6 +43,8 @@ HOT = (  # kernel, its rows' type, constants beyond the tile's, what is said of 
 
 def compiled(kernel, dtype: str, constants: dict) -> dict[str, int]:
     """Registers and spilled bytes a thread, bytes of shared memory, and matrix instructions of one kernel for sm_90."""
+    if INTERPRETED:
+        raise RuntimeError("TRITON_INTERPRET: expected unset, found 1: what is interpreted is not compiled")
     constants = {"BLOCK_Q": 128, "BLOCK_G": search.TILE, "BLOCK_D": 32 if dtype == "float32" else 64, "GROUP": 16, "UPCAST": False,
                  "BIAS": False, "WEICOM": False} | constants  # fmt: skip
     signature, aligned = {}, {}
