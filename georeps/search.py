@@ -59,7 +59,7 @@ def topk(
 ) -> Neighbours:
     """The k gallery rows of largest inner product for each query, in descending order; ties by lower gallery index.
 
-    Descriptors may be float16 (stored) or float32; products accumulate and compare in float32. The torch backend never
+    Descriptors may be float16 (stored), bfloat16 or float32; products accumulate and compare in float32. The torch backend never
     holds more than `memory` bytes of scores, faiss has tiles of its own. Raises ValueError for a non-finite descriptor, an
     empty gallery, k outside 1..g, unequal widths, or a backend that cannot run here.
     """

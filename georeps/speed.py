@@ -12,6 +12,7 @@ import math
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -55,7 +56,7 @@ class Timing(NamedTuple):
 
 
 def race(case: Case, *, repeats: int = 5, device: str = "cpu") -> dict[str, Timing]:
-    """The methods of a case, in turns after a round that warms up; what runs out of memory is said and left out of later rounds."""
+    """The methods of a case, in turns after a round that warms up. What runs out of memory, or a peer that fails, is said and not asked again."""
     seen: dict[str, list[float]] = {name: [] for name in case.methods}
     why, peaks, slow = dict.fromkeys(case.methods, ""), dict.fromkeys(case.methods, math.nan), set()
     for turn in range(repeats + 1):
@@ -66,6 +67,12 @@ def race(case: Case, *, repeats: int = 5, device: str = "cpu") -> dict[str, Timi
             except torch.OutOfMemoryError:
                 why[name] = "out of memory"
                 torch.cuda.empty_cache()
+                continue
+            except Exception as error:  # a peer's failure costs its own column only
+                if name in ("ours", "product"):
+                    raise
+                why[name] = "failed"
+                warnings.warn(f"{name}: {type(error).__name__}: {error}", stacklevel=2)
                 continue
             if turn or (device == "cpu" and taken > PATIENCE):  # the first turn warms up, and on a GPU compiles
                 seen[name].append(1e3 * taken)
@@ -329,7 +336,7 @@ METHODS = ("ours", "torch", "faiss", "flashlib", "numpy", "published", "dopri5",
 def measure(run: study.Run, where: str, cases: dict[str, tuple], *, repeats: int, after: Callable[[], object] = lambda: None) -> None:
     """Race cases like those of GPU and record them: `speed.<where>.<case>.<method>.ms`, `.peak_mib`, and `.limit_ms`; `after` is called after each.
 
-    A method that ran out of memory is recorded as `.out_of_memory`; one that is not installed is not recorded.
+    A method that ran out of memory is recorded as `.out_of_memory`, a peer that raised as `.failed`; one that is not installed is not recorded.
     """
     device = "cuda" if where == "gpu" else "cpu"
     pairs.log_sum(torch.eye(2), 1.0)  # the first custom op of a process loads torch's compiler, for seconds
@@ -341,7 +348,7 @@ def measure(run: study.Run, where: str, cases: dict[str, tuple], *, repeats: int
         run[f"{key}.limit_ms"] = 1e3 * max(case.operations / best.operations, case.bytes / best.bytes)
         for method, timing in race(case, repeats=repeats, device=device).items():
             if timing.why:
-                run[f"{key}.{method}.out_of_memory"] = 1
+                run[f"{key}.{method}.{timing.why.replace(' ', '_')}"] = 1
                 continue
             run[f"{key}.{method}.ms"] = timing.ms
             if math.isfinite(timing.peak):
@@ -363,8 +370,9 @@ def table(metrics: Mapping[str, float], where: str, cases: dict[str, tuple], fig
         limit = metrics.get(f"{key}.limit_ms")
         for method in METHODS:
             value = metrics.get(f"{key}.{method}.{'ms' if figure == 'share' else figure}")
-            if metrics.get(f"{key}.{method}.out_of_memory"):
-                row[method] = "out of memory"
+            failure = next((f for f in ("out of memory", "failed") if metrics.get(f"{key}.{method}.{f.replace(' ', '_')}")), None)
+            if failure:
+                row[method] = failure
             elif limit is None:
                 row[method] = "not measured yet" if method == "ours" else ""
             elif value is not None:
@@ -385,5 +393,6 @@ if __name__ == "__main__":
     if not torch.cuda.is_available():
         sys.exit("georeps.speed needs a CUDA GPU; chapter 13 measures this machine's CPU")
     found = study.Run("13_speed", profile="gpu", seed=0, device="cuda", parameters={"repeats": 7})
-    measure(found, "gpu", GPU, repeats=7, after=found.save)
-    print(found.save())
+    measure(found, "gpu", GPU, repeats=7, after=lambda: print(found.save(), len(found.record.metrics), "metrics", flush=True))
+    for figure in ("ms", "share", "peak_mib"):
+        print(figure, table(found.record.metrics, "gpu", GPU, figure).to_string(), sep="\n")

@@ -276,7 +276,7 @@ def test_at_size_neighbours_and_ranks_are_those_of_float64(dtype):
         for part in torch.arange(q, device="cuda").split(50):
             whole = scores(queries[part], gallery)
             value, index = whole.sort(dim=1, descending=True, stable=True)
-            assert torch.equal(found.scores[part], value[:, :k]) or torch.allclose(found.scores[part], value[:, :k], atol=2e-6)
+            assert torch.allclose(found.scores[part], value[:, :k], atol=5e-6)
             assert torch.equal(found.index[part], index[:, :k])
             assert torch.equal(ranks[part], (whole >= whole.gather(1, target[part, None])).sum(1) - 1)
 

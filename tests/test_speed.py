@@ -54,6 +54,10 @@ def test_what_is_recorded_is_what_the_table_shows_and_the_rest_is_not_measured_y
     assert empty.sizes["topk"] == "10k x 1M x 512 x 100" and empty.sizes["rank"] == "53,694 x 46,563 x 4,096"
 
 
+def refuse():
+    raise TypeError("no such argument")
+
+
 def test_a_method_that_runs_out_of_memory_is_said_and_not_asked_again():
     calls = []
 
@@ -64,6 +68,10 @@ def test_a_method_that_runs_out_of_memory_is_said_and_not_asked_again():
     found = speed.race(speed.Case(1, 1, {"greedy": greedy, "modest": lambda: None}), repeats=3)
     assert found["greedy"].why == "out of memory" and math.isnan(found["greedy"].ms) and len(calls) == 1
     assert found["modest"].times == 3
+    with pytest.warns(UserWarning, match="peer: TypeError: no such argument"):
+        assert speed.race(speed.Case(1, 1, {"peer": lambda: refuse(), "ours": lambda: None}), repeats=2)["peer"].why == "failed"
+    with pytest.raises(TypeError):
+        speed.race(speed.Case(1, 1, {"ours": refuse}), repeats=2)
     metrics = {"speed.gpu.topk.limit_ms": 1.0, "speed.gpu.topk.torch.out_of_memory": 1.0, "speed.gpu.topk.ours.ms": 2.0}
     row = speed.table(metrics, "gpu", {"topk": speed.GPU["topk"]}, "share").iloc[0]
     assert row.ours == "50" and row.torch == "out of memory"

@@ -115,6 +115,7 @@ def _log_sums_triton(x: Tensor, y: Tensor, scale: float, diagonal: int | None) -
 
 def _bands(x: Tensor, y: Tensor, scale: float, diagonal: int | None):
     """Exponents of bands of rows, in torch: scale (<x, y> - 1), the left-out column -inf."""
+    y = y if y.is_cuda else y.to(_wide(x, y))  # once, not for each band
     for start, band in _rows(x, len(y), 8):
         exponent = _full(band, y.T, _wide(x, y)).sub_(1).mul_(scale)
         if diagonal is not None:
@@ -157,6 +158,7 @@ def log_sum_backward(grad: Tensor, x: Tensor, total: Tensor, highest: Tensor, sc
     out = torch.empty_like(x)
     kernel = cannot_run(x) is None
     x = x.contiguous()
+    summands = x if x.is_cuda else x.to(grad.dtype)
     for start, band in _rows(x, len(x), x.element_size() / 8 if kernel else 8):
         largest = highest[start : start + len(band)]
         if kernel:
@@ -167,7 +169,7 @@ def log_sum_backward(grad: Tensor, x: Tensor, total: Tensor, highest: Tensor, sc
                 _weights[grid](band, x, scale, len(band), len(x), start, largest.contiguous(), weight, **constants)
         else:
             weight = next(_bands(band, x, scale, start)).sub_(largest[:, None]).exp_().to(x.dtype)
-        out[start : start + len(band)] = (_full(weight, x, grad.dtype) * (2 * scale * grad * (largest - total).exp())[:, None]).to(out.dtype)
+        out[start : start + len(band)] = (_full(weight, summands, grad.dtype) * (2 * scale * grad * (largest - total).exp())[:, None]).to(out.dtype)
     return out
 
 
