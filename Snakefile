@@ -81,7 +81,7 @@ rule gather:
     output:
         "book/results/{profile}/metrics.csv",
     shell:
-        """{PYTHON:q} -c "from georeps import study; study.gather('{wildcards.profile}')" """
+        """{PYTHON:q} -c "from georeps import study; records.gather('{wildcards.profile}')" """
 
 
 rule clip:
@@ -97,7 +97,7 @@ rule clip:
         gpu=lambda w: int(w.profile == "gpu"),
     shell:
         "OMP_NUM_THREADS={threads} GEOREPS_SCRATCH=book/runs/scratch/clip {PYTHON:q} -c"
-        " \"from georeps import clip, study; clip.small(device=study.pick_device('auto'), **{params.settings})\" && rm -rf book/runs/scratch/clip"
+        " \"from georeps import clip, study; clip.small(device=records.pick_device('auto'), **{params.settings})\" && rm -rf book/runs/scratch/clip"
 
 
 rule trunk:
@@ -114,7 +114,7 @@ rule trunk:
         gpu=lambda w: int(w.profile == "gpu"),
     shell:
         "OMP_NUM_THREADS={threads} GEOREPS_SCRATCH=book/runs/scratch/trunk {PYTHON:q} -c"
-        " \"from georeps import atlas, study; [atlas.encoder(split, n={params.n}, spacing_km=spacing, device=study.pick_device('auto'), **{params.settings})"
+        " \"from georeps import atlas, study; [locators.encoder(split, n={params.n}, spacing_km=spacing, device=records.pick_device('auto'), **{params.settings})"
         " for split, spacing in (('blocks', 60.0), ('cross', 120.0))]\" && rm -rf book/runs/scratch/trunk"
 
 

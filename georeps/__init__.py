@@ -1,35 +1,67 @@
 """georeps: representations for geo-localization and remote sensing.
 
-The package holds what the chapters of the book share; read it from the left:
+The package holds what the chapters of the book share. A folder imports only from those above it:
 
-    kernels                      Triton kernels behind what follows; what the compiler makes of them
-    sphere, losses, pooling      points on S2; training objectives, Table 2.1's among them; feature map -> vector
-    search                       exact nearest neighbours and ranks
-    encoders, moco               image -> feature map -> descriptor; MoCo v2
-    metrix, variants             mixup for metric learning; SimPool with its choices changed
-    backbones, dino              timm's networks with a pooling and a classifier; self-distillation
-    localization                 attention maps and features -> boxes, and how good these are
-    adaln, flow, vmf             densities on S2: the network, flows and diffusion, von Mises-Fisher and its mixtures
-    metrics                      ranks, scores and distances -> the numbers of the papers
-    crossview                    Siamese-VGG and SAFA, the two-branch models; polar transform; their training step
-    progeo                       geographic classes, prompts learnt for them, an encoder guided by both
-    composed                     WeiCom, FreeDom, BASIC: an image and a text ask together
-    geolocation                  seven models of one network: features -> places and densities; decisions
-    data                         earth, city and patterns, the embedded worlds; drives, unseen, objects, tasks made of them;
-                                 images, folders, labelled, vpr, compositions, located, the readers of files; export
-    train, plots, study          the training loop, every figure, records / tables / claims
-    pretraining, clip            the starts of the thesis's Table 3.1; the small CLIP; both stored by content
-    slider, worldmap             page elements: an image weighed against a word; where on Earth an image could be
-    maps                         figures of what is spread over the Earth
-    embeddings, sharded          descriptors in resumable float16 shards; search over shards on several processes
-    speed                        the core raced beside its peers
-    atlas                        the Earth as a geolocation task: frozen features, trained locators
+core/       tensors in, tensors out; no file, no image, no paper
+    sphere          points of S2: degrees, distances, geodesics
+    search          exact nearest neighbours and ranks; its rule for ties
+    metrics         ranks, scores and distances -> the numbers of the papers
+    moments         mean and covariance of a gallery, for standardised scores
+    flow, adaln     flow matching and diffusion on S2 and in R3; their network
+    vmf             von Mises-Fisher densities and mixtures
+    sharded         search over a gallery on several processes
+    embeddings      descriptors in resumable float16 shards
+    kernels/        Triton kernels of search, pairs of rows; report: what the compiler makes of them
+    cache           what is built once and stored by content
+nets/       what networks are made of and how they are trained
+    encoders        VGG16, descriptors: image -> grid -> unit row
+    backbones       timm's networks with a pooling and a classifier
+    pooling         grid -> vector, sixteen ways; SimPool
+    variants        SimPool with its choices changed
+    losses          training objectives, Table 2.1's among them
+    localization    attention maps and features -> boxes, and how good these are
+    train           the training loop: resumable, seeded by epoch
+papers/     the methods
+    crossview       Siamese-VGG, SAFA, polar transform
+    moco            MoCo v2, and between views
+    dino            self-distillation
+    metrix          mixup for metric learning
+    composed        WeiCom, FreeDom, BASIC: an image and a text ask together
+    progeo          prompts learnt for geographic classes
+    geolocation     features -> places and densities, eight ways
+worlds/     what comes with the install
+    earth           imagery, relief, places and climates of the real Earth
+    city/           procedural cities from above and from a street: plan, scene, street
+    patterns/       aerial tiles with PatternCom's classes: paint, aerial, distractors, captions, objects
+readers/    official data sets on disk
+    images          image files
+    folders         VIGOR, CVACT, CVUSA
+    labelled        CUB, Cars196, SOP, In-Shop, class folders, revisited Oxford and Paris
+    located         OSV-5M, iNaturalist, YFCC, event lists
+    vpr             place recognition: SF-XL, Pitts, Tokyo, MSLS, Nordland
+    compositions    PatternCom, FreeDom's lists, Fashion-IQ, CIRR, CIRCO
+tasks/      one record for a method to take, from a world or from your data
+    pairs           ground and satellite
+    unseen          classes never trained on
+    compositions    composed queries
+    drives          a city driven through
+    places          where on Earth was this seen
+    export          embedded worlds in official trees
+lab/        what turns runs into pages
+    records         what a run measured; tables beside the papers' numbers
+    claims          the ledger
+    plots, maps     figures; figures on the Earth
+    elements        page elements that a reader moves
+    speed           the core raced beside its peers
+    trained         a training that chapters share, stored
+    starts          the starts of the thesis's Table 3.1
+    clip            a small CLIP, and published ones
+    locators        the Earth's frozen trunk and trained locators
 
-A module imports only from its left (tests/test_package.py holds the order). Import modules, not names:
-`from georeps import search, metrics`.
+Import modules, not names: `from georeps.core import search, metrics`.
 
 Axes, used in every signature: b batch, q queries, g gallery, d channels, h w grid, k neighbours, c classes, s image side.
 float32 unless said.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -13,7 +13,7 @@ import pytest
 
 hooks = [h for h in sys.meta_path if type(h).__module__.startswith("jaxtyping")]
 sys.meta_path[:] = [h for h in sys.meta_path if h not in hooks]  # Triton reads the kernels' source and finds their globals: no decorator between
-import georeps.kernels.pairs  # noqa: E402, F401
+import georeps.core.kernels.pairs  # noqa: E402, F401
 
 sys.meta_path[:0] = hooks
 

@@ -23,9 +23,7 @@ BOOK = ROOT / "book"
 
 
 def python(*arguments, cwd=ROOT, **environment) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, env=os.environ | environment, check=False
-    )
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, env=os.environ | environment, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +31,9 @@ def smoke():
     """metric -> value of the smoke runs that `make test` just made."""
     if "GEOREPS_SMOKE_BOOK" not in os.environ:
         pytest.skip("no smoke book was built: run `make test`")
-    from georeps import study
+    from georeps.lab import records
 
-    return {m: v[0] for m, v in study.values(study.records("smoke")).items()}
+    return {m: v[0] for m, v in records.values(records.records("smoke")).items()}
 
 
 @pytest.fixture
@@ -203,7 +201,7 @@ def test_pages_of_the_smoke_book_hold_no_widget_and_no_stderr(smoke):
 
 
 def write_pairs(root):
-    from georeps.data import earth
+    from georeps.worlds import earth
 
     for part in ("train", "test"):
         pairs = earth.pairs(split="cross", part=part, n=40, size=32)
@@ -214,17 +212,17 @@ def write_pairs(root):
 
 
 def write_patternnet(root):
-    from georeps.data import compositions, patterns
+    from georeps.worlds import patterns
 
     tiles = patterns.benchmark(scale=0.003)
-    compositions.write_patterncom(root, tiles, patterns.render(tiles, size=32))
+    export.patterncom(root, tiles, patterns.render(tiles, size=32))
 
 
 def write_freedom(root):
     """LTLL's list and images, of embedded places."""
     from PIL import Image
 
-    from georeps.data import patterns
+    from georeps.worlds import patterns
 
     tiles = patterns.conversion("places", n=2)
     rows = []
@@ -239,16 +237,16 @@ def write_freedom(root):
 
 def write_osv5m(root):
     """OSV-5M's tree of embedded patches; a few have no label."""
-    from georeps.data import earth, located
+    from georeps.worlds import earth
 
     for part, n in (("train", 30), ("test", 12)):
         patches = earth.patches(split="blocks", part=part, n=n, size=32, extent_km=120.0)
-        located.write_osv5m(root, part, patches.images, patches.places.latlon, earth.admin_names(patches.places.latlon))
+        export.osv5m(root, part, patches.images, patches.places.latlon, earth.admin_names(patches.places.latlon))
 
 
 def write_places(root):
     """A tree of place recognition with one folder of queries."""
-    from georeps.data import drives
+    from georeps.tasks import drives
 
     drives.export(root, tiles=4, size=64, step=16.0, drives=2, queries=6, conditions=("day",))
     for part in ("val", "test"):
@@ -269,7 +267,7 @@ def write_classes(root, parts=("",)):
 
 
 def write_tree(root, layout):
-    from georeps.data import export
+    from georeps.tasks import export
 
     small = {"tiles": 4, "ground": (32, 64), "satellite": 32}
     {"classes": write_classes, "train_val": functools.partial(write_classes, parts=("train", "val")), "patterncom": write_patternnet,
@@ -327,8 +325,12 @@ def test_chapter_07_runs_on_a_folder_of_train_and_val(tmp_path):
 
 
 def test_chapter_10_runs_on_a_tree_of_the_benchmark_s_form(tmp_path):
-    found = run_on_own_data(tmp_path, "10_prompts", "places", "-y", "{rows: [classification, both], freezes: [4], token_sweep: [], tokens: 2, prompt_batch: 64}")
-    assert {"progeo.zero_shot.test.r1", "progeo.both.all.r20", "progeo.freeze4.test.r5", "progeo.words.nearest.accuracy", "progeo.cost.both.memory"} <= set(found)
+    found = run_on_own_data(
+        tmp_path, "10_prompts", "places", "-y", "{rows: [classification, both], freezes: [4], token_sweep: [], tokens: 2, prompt_batch: 64}"
+    )
+    assert {"progeo.zero_shot.test.r1", "progeo.both.all.r20", "progeo.freeze4.test.r5", "progeo.words.nearest.accuracy", "progeo.cost.both.memory"} <= set(
+        found
+    )
     assert not any(".night." in m or m.startswith("progeo.prompts.") for m in found)
 
 
@@ -339,7 +341,7 @@ def test_chapter_11_runs_on_a_tree_of_osv5m_s_form(tmp_path):
 
 
 def test_chapter_12_reads_the_event_lists(tmp_path):
-    from georeps.data import located
+    from georeps.readers import located
 
     for name, head in located.EVENTS.values():
         (tmp_path / name).write_text("about\n" * head + "".join(f"{i % 60 - 30}.5,{(37 * i) % 300 - 150}\n" for i in range(120)))

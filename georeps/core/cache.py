@@ -1,0 +1,122 @@
+"""What is built once and stored by content: arrays, folders, and the hashes that say what content depends on.
+
+Everything lies under GEOREPS_CACHE (default: the user's cache folder) and is opened memory-mapped; deleting the folder costs only time.
+"""
+
+import ast
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def folder() -> Path:
+    """GEOREPS_CACHE, or georeps in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "georeps"
+    return Path(os.environ.get("GEOREPS_CACHE", default))
+
+
+def scratch(name: str) -> Path | None:
+    """Where a run keeps the checkpoint `name` until it ends; None outside the runner (GEOREPS_SCRATCH unset): keep none.
+
+    The runner names the folder by the content of chapter, parameters and package, so that a checkpoint never outlives
+    the code that made it.
+    """
+    return Path(os.environ["GEOREPS_SCRATCH"]) / name if "GEOREPS_SCRATCH" in os.environ else None
+
+
+def stored(name: str, parameters: dict, write: Callable[[Path], None]) -> Path:
+    """The folder that `write` filled, once for all who ask with the same (name, parameters).
+
+    `parameters` must hold all that the content depends on, a hash of the code included (`code`). A kill while writing leaves
+    nothing behind that a later call would take for whole.
+    """
+    place = folder() / f"{name}-{hash_of(name, parameters)}"
+    if not place.is_dir():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=place.parent))
+        try:
+            write(partial)
+            partial.chmod(0o755)
+            os.rename(partial, place)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if not (isinstance(error, OSError) and place.is_dir()):  # else another process was first with the same content
+                raise
+    return place
+
+
+def cached(name: str, parameters: dict, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays that `build` returns, from disk where they were built before (`stored`); memory-mapped, read-only."""
+
+    def write(place: Path) -> None:
+        for part, array in build().items():
+            np.save(place / f"{part}.npy", array)
+
+    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(stored(name, parameters, write).glob("*.npy"))}
+
+
+def hash_of(*values) -> str:
+    """16 hexadecimal digits that depend on values JSON can hold."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def digest(*tensors: Tensor) -> str:
+    """16 hexadecimal digits that depend on the shapes, types and values of tensors."""
+    found = hashlib.sha256()
+    for x in tensors:
+        found.update(str((tuple(x.shape), x.dtype)).encode())
+        found.update(x.detach().cpu().contiguous().numpy().data)
+    return found.hexdigest()[:16]
+
+
+@functools.cache
+def code(*modules: str, libraries: tuple[str, ...] = ()) -> str:
+    """16 hexadecimal digits of modules of georeps and of all that these import of it, directly and through others, and of libraries' versions.
+
+    Comments, docstrings and line breaks do not count.
+    """
+    found: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            tree = ast.parse(_file(name).read_text())
+            waiting += imported(tree)
+            found[name] = ast.unparse(_bare(tree))
+    return hash_of(found, {name: metadata.version(name) for name in libraries})
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """The modules of georeps that a syntax tree imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE.name:
+            names |= {name if _file(name := f"{node.module}.{alias.name}") else node.module for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.startswith(f"{PACKAGE.name}.")}
+    return names
+
+
+def _file(name: str) -> Path | None:
+    """The source of a module of georeps; None of what is none."""
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
+
+
+def _bare(tree: ast.Module) -> ast.Module:
+    """Without docstrings."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree

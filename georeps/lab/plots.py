@@ -1,0 +1,392 @@
+"""Every figure the book draws: data in, a matplotlib figure out; nothing is saved or shown here."""
+
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from georeps.core import vmf
+from georeps.lab import claims, records
+from georeps.worlds import earth
+
+PALETTE = sns.color_palette("colorblind")
+TRAIN, TEST = PALETTE[0], PALETTE[1]
+METRIC_ID = re.compile(r"[A-Za-z_]\w*(?:\.\w+)+")  # as study's checks name them
+VERDICTS = {"holds": PALETTE[2], "fails": PALETTE[3], "undecided": PALETTE[7], "not tested": "0.75"}
+
+
+def style() -> None:
+    """The book's look, of figures and tables; called once at the top of a chapter."""
+    pd.set_option("display.max_colwidth", None)
+    pd.set_option("display.max_rows", None)
+    sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
+    mpl.rcParams |= {"figure.dpi": 100, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False}
+
+
+def world(*, title: str = "", imagery: bool = False, extent: tuple[float, float, float, float] | None = None) -> Figure:
+    """An empty map, longitude and latitude in degrees, coasts drawn; `extent` = (west, east, south, north)."""
+    west, east, south, north = extent or (-180, 180, -60, 75)
+    height = 8 * (north - south) / (east - west) + 0.6
+    figure, ax = plt.subplots(figsize=(8, min(8, max(3, height))), layout="constrained")
+    if imagery:
+        ax.imshow(earth.layer("optical")[::2, ::2], extent=(-180, 180, -90, 90), interpolation="bilinear")
+    for line in earth.outlines("coast", resolution="l" if extent else "c"):
+        ax.plot(*split_at_dateline(line), color="white" if imagery else "0.35", linewidth=0.5, zorder=2)
+    ax.set(xlim=(west, east), ylim=(south, north), xlabel="longitude (degrees)", ylabel="latitude (degrees)", title=title)
+    ax.set_aspect("equal")
+    return figure
+
+
+def split_map(train: Float[Tensor, "n 2"], test: Float[Tensor, "m 2"], *, title: str) -> Figure:
+    """Where the training and test patches lie."""
+    figure = world(title=title)
+    ax = figure.axes[0]
+    for points, colour, name in ((train, TRAIN, "train"), (test, TEST, "test")):
+        ax.scatter(points[:, 1], points[:, 0], s=3, color=colour, label=f"{name} ({len(points):,})", zorder=3, linewidths=0)
+    ax.legend(loc="lower left", markerscale=3, frameon=True)
+    return figure
+
+
+def image_grid(rows: Sequence[UInt8[Tensor, "n 3 h w"]], *, names: Sequence[str], titles: Sequence[str] | None = None) -> Figure:
+    """Rows of images; column i of every row belongs together, `titles[i]` stands above it."""
+    columns = len(rows[0])
+    heights = [images.shape[-2] / images.shape[-1] for images in rows]
+    width = 1.1 if min(heights) == 1 else max(1.1, 9.0 / columns)  # panoramas want more room
+    size = (width * columns, width * sum(heights) + 0.05 * len(rows) + 0.3)
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, height_ratios=heights)
+    for r, images in enumerate(rows):
+        for c in range(columns):
+            _show(axes[r, c], images[c])
+        low = {"rotation": 0, "ha": "right", "va": "center"} if heights[r] < 0.6 else {}  # a name that runs upwards wants height
+        axes[r, 0].set_ylabel(names[r], fontsize=9, **low)
+    for c, title in enumerate(titles or []):
+        axes[0, c].set_title(title, fontsize=8)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def balance(labels: Mapping[str, tuple[Sequence[str], Sequence[str]]], *, keep: int = 12) -> Figure:
+    """Share of patches (%) by class in the training and the test part, the `keep` most frequent classes; a panel a name."""
+    figure, axes = plt.subplots(1, len(labels), figsize=(4.2 * len(labels), 3.6), layout="constrained", squeeze=False)
+    for ax, (name, (train, test)) in zip(axes[0], labels.items(), strict=True):
+        parts = {"train": pd.Series(train), "test": pd.Series(test)}
+        share = pd.DataFrame({p: x.value_counts(normalize=True) * 100 for p, x in parts.items()}).fillna(0.0)
+        share = share.loc[share.sum(axis=1).sort_values(ascending=False, kind="stable").index[:keep]]
+        table = share.rename_axis("label").reset_index().melt("label", var_name="part", value_name="share")
+        sns.barplot(table, y="label", x="share", hue="part", palette=[TRAIN, TEST], ax=ax)
+        ax.set(xlabel="share of patches (%)", ylabel="", title=name)
+        ax.legend(title="", frameon=False)
+    return figure
+
+
+def recall_curves(recall: Mapping[str, Mapping[int, Sequence[float]]], *, gallery: int, title: str = "") -> Figure:
+    """R@k (%) against k, mean over seeds with its 95% t interval as a band; `recall`: name -> k -> one value a seed."""
+    figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    _bands(ax, recall)
+    ks = np.unique(np.geomspace(1, gallery, 50).round())
+    ax.plot(ks, 100 * ks / gallery, color="0.5", linestyle=":", label="chance")
+    ax.set(xscale="log", xlabel=f"k (of {gallery:,} in the gallery)", ylabel="R@k (%)", ylim=(0, 100), title=title)
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    return figure
+
+
+def sweep(curves: Mapping[str, Mapping[float, Sequence[float]]], *, xlabel: str, ylabel: str, chance: float | None = None, percent: bool = True) -> Figure:
+    """A measure along a setting, mean over seeds with its 95% t interval as a band; `curves`: name -> setting -> one value a seed."""
+    figure, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    _bands(ax, curves, percent)
+    if chance is not None:
+        ax.axhline(chance, color="0.5", linestyle=":", label="chance")
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None) if percent else None)
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    return figure
+
+
+def frontier(curves: Mapping[str, Mapping[float, Sequence[float]]], *, names: tuple[str, str]) -> Figure:
+    """Two measures of one setting against each other, mean over seeds, each point marked by its setting; `names` are the axes'."""
+    figure, ax = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    (first, second) = curves.values()
+    x, y = ([np.mean(values) for values in curve.values()] for curve in (first, second))
+    ax.plot(x, y, marker="o", color=PALETTE[0])
+    for setting, a, b in zip(first, x, y, strict=True):
+        ax.annotate(f"{setting:g}", (a, b), textcoords="offset points", xytext=(5, 5))
+    ax.set(xlabel=names[0], ylabel=names[1])
+    return figure
+
+
+def retrieval_strips(
+    queries: UInt8[Tensor, "q 3 h w"],
+    gallery: UInt8[Tensor, "g 3 i j"],
+    retrieved: Int64[Tensor, "q k"],
+    match: Int64[Tensor, "q"],
+    ranks: Int64[Tensor, "q"] | None = None,
+    *,
+    right: Bool[Tensor, "q k"] | None = None,
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """A row a query: the query, its match, and the best retrieved; the frame is green on the match, or what else is `right`, red elsewhere.
+
+    Rows are named by `names`, or by the ranks (0 = best, shown from 1).
+    """
+    right = retrieved == match[:, None] if right is None else right
+    names = names or [f"rank {int(r) + 1}" for r in ranks]
+    n, k = retrieved.shape
+    figure, axes = plt.subplots(n, k + 2, figsize=(1.05 * (k + 2), 1.12 * n + 0.3), squeeze=False)
+    for r in range(n):
+        _show(axes[r, 0], queries[r])
+        _show(axes[r, 1], gallery[int(match[r])], frame="0.3")
+        axes[r, 0].set_ylabel(names[r], fontsize=9)
+        for c in range(k):
+            _show(axes[r, c + 2], gallery[int(retrieved[r, c])], frame=VERDICTS["holds" if right[r, c] else "fails"])
+    for c, title in enumerate(["query", "match", *(str(i + 1) for i in range(k))]):
+        axes[0, c].set_title(title, fontsize=9)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def class_strips(
+    images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, "n"], asked: Int64[Tensor, "q"], found: Int64[Tensor, "q k"], *, names: Sequence[str]
+) -> Figure:
+    """A row a query: the query and what it finds among the images; the frame is green where the class is right, red elsewhere."""
+    n, k = found.shape
+    figure, axes = plt.subplots(n, k + 1, figsize=(1.05 * (k + 1), 1.1 * n), squeeze=False)
+    for r in range(n):
+        _show(axes[r, 0], images[asked[r]])
+        axes[r, 0].set_ylabel(names[r], fontsize=9)
+        for c, i in enumerate(found[r].tolist(), 1):
+            _show(axes[r, c], images[i], frame=VERDICTS["holds" if labels[i] == labels[asked[r]] else "fails"])
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def place_classes(corner: Float[Tensor, "c 3"], group: Int64[Tensor, "c"], *, side: float) -> Figure:
+    """Geographic classes of the place with the most of them: an arrow a class, from the middle of its square the way it looks, coloured by its group.
+
+    `corner` are metres east and north and degrees, as `progeo.geographic` gives them; without degrees a dot. Places lie over 20 km apart.
+    """
+    city = (corner[:, 0] // 20_000).long() * 1000 + (corner[:, 1] // 20_000).long()
+    names, counts = city.unique(return_counts=True)
+    here = city == names[counts.argmax()]
+    east, north, heading = corner[here].numpy().T
+    figure, ax = plt.subplots(figsize=(5.4, 5.0), layout="constrained")
+    for g in range(int(group.max()) + 1):
+        own = group[here].numpy() == g
+        x, y, angle = east[own] - east.min() + side / 2, north[own] - north.min() + side / 2, np.deg2rad(heading[own])
+        ax.scatter(x, y, s=4, color=PALETTE[g % len(PALETTE)], label=f"group {g + 1}")
+        ax.quiver(x, y, np.sin(angle), np.cos(angle), color=PALETTE[g % len(PALETTE)], angles="xy", scale=28, width=0.004)
+    ax.set(xlabel="metres east", ylabel="metres north", aspect="equal")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def heatmap(latlon: Float[Tensor, "g 2"], scores: Float[Tensor, "g"], truth: Float[Tensor, "2"], *, title: str) -> Figure:
+    """Localization heatmap (thesis, Figure 6.1): the score of one query against every gallery place, on the map."""
+    figure = world(title=title)
+    ax = figure.axes[0]
+    order = scores.argsort()
+    points = ax.scatter(latlon[order, 1], latlon[order, 0], c=scores[order], s=6, cmap="rocket_r", zorder=3, linewidths=0)
+    ax.axhline(float(truth[0]), color=PALETTE[0], linestyle=":", linewidth=1)
+    ax.axvline(float(truth[1]), color=PALETTE[0], linestyle=":", linewidth=1)
+    figure.colorbar(points, ax=ax, label="cosine similarity to the query", shrink=0.7)
+    return figure
+
+
+def tile_heatmap(position: Float[Tensor, "g 2"], scores: Float[Tensor, "g"], query: Float[Tensor, "2"], covering: Int64[Tensor, "s"], *, title: str) -> Figure:
+    """Localization heatmap of a city (thesis, Figure 6.1): each tile's centre coloured by its score against one query.
+
+    The dotted lines cross where the query was taken; red squares frame the tiles that cover it, the positive first.
+    """
+    figure, ax = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
+    local = position - position.min(dim=0).values
+    step = float(local[local[:, 0] > 0, 0].min())
+    side = round(float(local.max()) / step) + 1
+    image = np.full((side, side), np.nan)
+    column, row = (local / step).round().long().unbind(1)
+    image[row, column] = scores
+    shown = ax.imshow(image, origin="lower", cmap="rocket_r", extent=(-step / 2, side * step - step / 2) * 2)
+    for i, tile in enumerate(covering.tolist()):
+        corner = (local[tile] - step / 2).tolist()
+        ax.add_patch(mpl.patches.Rectangle(corner, step, step, fill=False, color=PALETTE[3], linewidth=2 if i == 0 else 1))
+    ax.axvline(float(query[0] - position[:, 0].min()), color=PALETTE[0], linestyle=":", linewidth=1)
+    ax.axhline(float(query[1] - position[:, 1].min()), color=PALETTE[0], linestyle=":", linewidth=1)
+    ax.set(xlabel="metres east", ylabel="metres north", title=title)
+    figure.colorbar(shown, ax=ax, label="cosine similarity to the query", shrink=0.8)
+    return figure
+
+
+def verdicts(ledger: pd.DataFrame) -> Figure:
+    """Margins of the tested claims with their 95% bootstrap intervals, both in half-widths of the interval; right of 0 is in the claim's favour.
+
+    Units differ from claim to claim, so margins are shown against their own uncertainty, moved to 6 where they lie beyond; of one seed, which has
+    none, as 0.
+    """
+    tested = ledger[ledger.verdict != "not tested"].iloc[::-1]
+    figure, ax = plt.subplots(figsize=(7, 0.3 * len(tested) + 1.2), layout="constrained")
+    for y, row in enumerate(tested.itertuples()):
+        half = (row.high - row.low) / 2
+        exact = 6 * float(np.sign(row.margin)) if row.n > 1 else 0.0  # every seed alike
+        at, low, high = (v / half for v in (row.margin, row.low, row.high)) if half > 0 else (exact, exact, exact)
+        beyond = float(np.clip(at, -6, 6)) - at
+        at, low, high = at + beyond, low + beyond, high + beyond
+        ax.plot([low, high], [y, y], color=VERDICTS[row.verdict], linewidth=2)
+        ax.plot(at, y, "o", color=VERDICTS[row.verdict])
+    ax.axvline(0, color="0.3", linewidth=1)
+    ax.set_yticks(range(len(tested)), [f"{row.id} (n={row.n})" for row in tested.itertuples()], fontsize=9)
+    ax.set(xlabel="margin of the check, in half-widths of its interval", xlim=(-7.2, 7.2), ylim=(-0.6, len(tested) - 0.4))
+    return figure
+
+
+def distributions(rows: Mapping[str, Mapping[str, Float[Tensor, "n 2"]]], *, notes: Mapping[str, str], kappa: float) -> Figure:
+    """Figures 4.3 and 4.4 of the thesis: a row a start; points in the plane, on the circle, and the density of their angles.
+
+    `rows`: start -> series -> points; `notes` stand beside a row. The density is a von Mises estimate of concentration `kappa`.
+    """
+    figure, axes = plt.subplots(len(rows), 3, figsize=(9.6, 2.9 * len(rows)), layout="constrained", squeeze=False)
+    at = torch.linspace(-math.pi, math.pi, 361)
+    for (plane, circle, density), (name, series) in zip(axes, rows.items(), strict=True):
+        for (label, points), colour in zip(series.items(), PALETTE, strict=False):
+            angle = torch.atan2(points[:, 1], points[:, 0])
+            plane.scatter(*points.T, s=4, color=colour, label=label, linewidths=0)
+            circle.scatter(angle.cos(), angle.sin(), s=4, color=colour, alpha=0.4, linewidths=0)
+            density.plot(at, vmf.circle_kde(angle, at, kappa), color=colour, linewidth=1)
+        whole = torch.cat(list(series.values()))
+        density.plot(at, vmf.circle_kde(torch.atan2(whole[:, 1], whole[:, 0]), at, kappa), color="black", label="all")
+        plane.set(xticks=[], yticks=[], ylabel=name)
+        circle.set(xticks=[], yticks=[], aspect="equal", xlabel=notes[name])
+        density.set(xlabel="angle (radians)", ylabel="density", ylim=(0, None))
+    axes[0, 0].legend(fontsize=7, markerscale=3, frameon=True)
+    axes[0, 2].legend(frameon=False)
+    for ax, title in zip(axes[0], ("t-SNE", "on the circle", "density of the angles"), strict=True):
+        ax.set_title(title)
+    return figure
+
+
+def composed_strips(
+    queries: UInt8[Tensor, "q 3 h w"],
+    texts: Sequence[str],
+    gallery: UInt8[Tensor, "g 3 i j"],
+    retrieved: Int64[Tensor, "q k"],
+    right: Bool[Tensor, "q k"],
+    *,
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """A row a composed query: its image, its text, and the best retrieved, framed green where right and red where wrong."""
+    n, k = retrieved.shape
+    figure, axes = plt.subplots(n, k + 1, figsize=(1.05 * (k + 1) + 1, 1.22 * n + 0.2), squeeze=False)
+    for r in range(n):
+        _show(axes[r, 0], queries[r], frame="0.3")
+        axes[r, 0].set_title(texts[r], fontsize=9, loc="left")
+        if names is not None:
+            axes[r, 0].set_ylabel(names[r], fontsize=8, rotation=0, ha="right", va="center")
+        for c in range(k):
+            _show(axes[r, c + 1], gallery[retrieved[r, c]], frame=VERDICTS["holds"] if right[r, c] else VERDICTS["fails"])
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def similarities(panels: Mapping[str, Mapping[str, Float[Tensor, "n"]]], *, xlabel: str) -> Figure:
+    """A panel a method: the distribution of its scores in each group of gallery images, every group's area 1."""
+    figure, axes = plt.subplots(len(panels), 1, figsize=(7, 1.35 * len(panels) + 0.6), layout="constrained", squeeze=False)
+    for ax, (title, groups) in zip(axes[:, 0], panels.items(), strict=True):
+        whole = torch.cat(list(groups.values()))
+        edges = np.linspace(float(whole.min()), float(whole.max()) + 1e-9, 50)
+        for (name, scores), colour in zip(groups.items(), PALETTE, strict=False):
+            ax.hist(scores.numpy(), edges, density=True, alpha=0.5, color=colour, label=f"{name} ({len(scores):,})")
+        ax.set(yticks=[], title=title)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[-1, 0].set_xlabel(xlabel)
+    return figure
+
+
+def grid_of(values: pd.DataFrame, *, label: str, title: str = "") -> Figure:
+    """A table of numbers as colours, the numbers written in."""
+    figure, ax = plt.subplots(figsize=(1.1 * values.shape[1] + 2, 0.55 * values.shape[0] + 1.2), layout="constrained")
+    sns.heatmap(values.astype(float), annot=True, fmt=".1f", cmap="rocket_r", cbar_kws={"label": label}, ax=ax)
+    ax.set_title(title)
+    ax.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def heat(maps: Float[Tensor, "n h w"]) -> UInt8[Tensor, "n 3 h w"]:
+    """Maps as colours, each from its least to its greatest value, to stand among images."""
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    colours = mpl.colormaps["rocket"](((maps - low) / (high - low).clamp(min=1e-12)).numpy())
+    return torch.from_numpy((255 * colours[..., :3]).astype(np.uint8)).permute(0, 3, 1, 2)
+
+
+def claim_sides(ledger: pd.DataFrame, found: list[records.Record], *, columns: int = 4) -> Figure:
+    """A panel a tested claim: the sides of its check, a line a seed; the first side is to be the higher where it says >."""
+    tested = list(ledger[ledger.verdict != "not tested"].itertuples())
+    rows = -(-len(tested) // columns)
+    figure, axes = plt.subplots(max(rows, 1), columns, figsize=(2.6 * columns, 2.5 * max(rows, 1)), layout="constrained", squeeze=False)
+    for ax, claim in zip(axes.flat, tested, strict=False):
+        parts = claims.sides(claim.check, found)
+        for line in zip(*parts.values(), strict=True):
+            ax.plot(range(len(parts)), line, color=VERDICTS[claim.verdict], marker="o", markersize=4, linewidth=1)
+        ax.set_xticks(range(len(parts)), _short_sides(list(parts)))
+        ax.set_title(textwrap.fill(claim.id, 30) + f"\n{claim.verdict} (n={claim.n})", fontsize=8)
+        ax.tick_params(labelsize=6.5)
+        ax.margins(x=0.4)
+    for ax in axes.flat[len(tested) :]:
+        ax.set_visible(False)
+    return figure
+
+
+def _short_sides(sides: Sequence[str]) -> list[str]:
+    """Sides of a check, their metric ids without what these share at either end: "a.safa.r1 > a.siamese.r1" -> "safa", "siamese"."""
+    ids = [found.split(".") for side in sides for found in METRIC_ID.findall(side)]
+    shortest = min((len(i) for i in ids), default=0)
+    head = next((k for k in range(shortest) if len({i[k] for i in ids}) > 1), shortest)
+    tail = next((k for k in range(shortest - head) if len({i[-1 - k] for i in ids}) > 1), shortest - head)
+
+    def short(match: re.Match) -> str:
+        parts = match[0].split(".")
+        return ".".join(parts[head : len(parts) - tail]) or parts[head - 1]
+
+    apart = [re.sub(r"([_.+])", "\\1 ", METRIC_ID.sub(short, side)) for side in sides]
+    return [re.sub(r"([_.+]) ", r"\1", "\n".join(textwrap.wrap(text, 16))) for text in apart]
+
+
+def dots(samples: Mapping[str, Sequence[float]], *, xlabel: str, title: str = "") -> Figure:
+    """A row a setting: one faint dot a seed, the mean with its 95% t interval in front."""
+    figure, ax = plt.subplots(figsize=(7, 0.32 * len(samples) + 1), layout="constrained")
+    for y, sample in enumerate(samples.values()):
+        mean, half, _ = records.interval(sample)
+        ax.plot(list(sample), [y] * len(sample), "o", color=PALETTE[0], alpha=0.35, markersize=5)
+        ax.errorbar(mean, y, xerr=None if np.isnan(half) else half, fmt="|", color="0.2", markersize=10, capsize=3)
+    ax.set_yticks(range(len(samples)), list(samples))
+    ax.invert_yaxis()
+    ax.set(xlabel=xlabel, title=title)
+    return figure
+
+
+def _bands(ax: plt.Axes, curves: Mapping[str, Mapping[float, Sequence[float]]], percent: bool = True) -> None:
+    bounds = (0, 100) if percent else (-np.inf, np.inf)
+    for (name, curve), colour in zip(curves.items(), sns.color_palette("colorblind", max(len(curves), 6)), strict=False):
+        xs = sorted(curve)
+        mean, half, n = map(np.array, zip(*(records.interval(curve[x]) for x in xs), strict=True))
+        ax.plot(xs, mean, color=colour, marker=".", label=f"{name} (n={n[0]})")
+        ax.fill_between(xs, (mean - half).clip(*bounds), (mean + half).clip(*bounds), color=colour, alpha=0.15, linewidth=0)
+
+
+def _show(ax: plt.Axes, image: UInt8[Tensor, "3 h w"], frame: str | tuple | None = None) -> None:
+    ax.imshow(image.permute(1, 2, 0))
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set(visible=frame is not None, color=frame, linewidth=2.5)
+
+
+def split_at_dateline(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Longitudes and latitudes of a polyline, with a gap where it jumps across the map."""
+    jumps = np.flatnonzero(np.abs(np.diff(line[:, 1])) > 180) + 1
+    line = np.insert(line.astype(float), jumps, np.nan, axis=0)
+    return line[:, 1], line[:, 0]

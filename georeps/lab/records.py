@@ -1,0 +1,242 @@
+"""Records and tables: what a run measured, and what the paper printed.
+
+record    book/results/<profile>/<chapter>-s<seed>.json, one a run: metric id -> value
+table     paper | here mean +- 95% interval over n seeds | where it ran
+"""
+
+import csv
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+import georeps
+
+LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "faiss-cpu", "open-clip-torch")
+REFERENCE_COLUMNS = ["source", "table", "row", "column", "value", "metric"]
+
+
+@dataclass
+class Record:
+    chapter: str
+    profile: str
+    seed: int
+    device: str
+    parameters: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    wall_s: float = 0.0
+
+
+class Run:
+    """One run of one chapter: collects metrics, then writes the record.
+
+    >>> run = records.Run("03_crossview", profile=profile, seed=seed, device=device, parameters={"epochs": epochs})
+    >>> run["crossview.safa.cross.s1.r1"] = 12.3
+    >>> run.save()
+    """
+
+    def __init__(self, chapter: str, *, profile: str, seed: int, device: str, parameters: dict[str, Any]):
+        self.started = time.monotonic()
+        self.record = Record(chapter, profile, seed, device_name(device), parameters, versions=_versions())
+
+    def __setitem__(self, metric: str, value: float) -> None:
+        value = float(value)
+        if not math.isfinite(value):
+            raise ValueError(f"{metric}: expected a finite value, found {value}")
+        if metric in self.record.metrics:
+            raise ValueError(f"{metric}: recorded twice in one run")
+        self.record.metrics[metric] = value
+
+    def save(self) -> Path:
+        """Write the record whole or not at all; returns its path."""
+        self.record.wall_s = round(time.monotonic() - self.started, 1)
+        folder = results_folder() / self.record.profile
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.record.chapter}-s{self.record.seed}.json"
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        partial.write_text(json.dumps(asdict(self.record), indent=1, sort_keys=True) + "\n")
+        os.replace(partial, path)
+        return path
+
+
+def device_name(device: str) -> str:
+    """ "cpu, 2 threads" or the GPU's own name."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    n = torch.get_num_threads()
+    return f"cpu, {n} thread{'s' * (n > 1)}"
+
+
+def pick_device(device: str) -> str:
+    """ "auto" -> "cuda" where torch sees one, else "cpu"; anything else as it is."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def book_folder() -> Path:
+    """The folder that holds `_toc.yml`: GEOREPS_BOOK, or the nearest `book/` at or above the working folder."""
+    if "GEOREPS_BOOK" in os.environ:
+        return Path(os.environ["GEOREPS_BOOK"])
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        for book in (folder, folder / "book"):
+            if (book / "_toc.yml").is_file():
+                return book
+    raise FileNotFoundError(f"study: no book/_toc.yml at or above {Path.cwd()}; set GEOREPS_BOOK to the book's folder")
+
+
+def results_folder() -> Path:
+    """GEOREPS_RESULTS, or `results` in the book's folder."""
+    return Path(os.environ["GEOREPS_RESULTS"]) if "GEOREPS_RESULTS" in os.environ else book_folder() / "results"
+
+
+def gather(profile: str) -> Path:
+    """All records of a profile as one table, results/<profile>/metrics.csv: chapter, seed, device, metric, value."""
+    rows = [(r.chapter, r.seed, r.device, m, v) for r in records(profile) for m, v in sorted(r.metrics.items())]
+    path = results_folder() / profile / "metrics.csv"
+    pd.DataFrame(rows, columns=["chapter", "seed", "device", "metric", "value"]).to_csv(path, index=False)
+    return path
+
+
+def records(profile: str, *, chapter: str | None = None, own: Run | None = None) -> list[Record]:
+    """Records of a profile, by chapter and seed: seeds 0..n-1 where a chapter's parameters say `seeds: n`, else seed 0.
+
+    Other seeds that lie in the folder are no part of the profile; the run under way (`own`) always belongs, whatever its seed, and
+    records of its chapter with other parameters, left by an earlier run, are named in a warning and left out.
+    """
+    found = [_read_record(path) for path in sorted((results_folder() / profile).glob("*.json"))]
+    found = [r for r in found if chapter is None or r.chapter == chapter]
+    if own is not None:
+        others = [r for r in found if r.chapter != own.record.chapter]
+        same = [r for r in found if r.chapter == own.record.chapter and r.seed != own.record.seed]
+        stale = [r.seed for r in same if r.parameters != own.record.parameters]
+        if stale:
+            warnings.warn(f"{own.record.chapter}: left out seeds {stale} of an earlier run with other parameters", stacklevel=2)
+        found = [*others, *(r for r in same if r.seed not in stale), own.record]
+    found = [r for r in found if r.seed < r.parameters.get("seeds", 1) or (own is not None and r is own.record)]
+    return sorted(found, key=lambda r: (r.chapter, r.seed))
+
+
+def values(found: Iterable[Record]) -> dict[str, dict[int, float]]:
+    """metric id -> seed -> value. Records of one chapter with different parameters are not one sample: ValueError."""
+    table: dict[str, dict[int, float]] = {}
+    settings: dict[str, dict] = {}
+    for record in found:
+        first = settings.setdefault(record.chapter, record.parameters)
+        if record.parameters != first:
+            names = sorted(k for k in first.keys() | record.parameters.keys() if first.get(k) != record.parameters.get(k))
+            raise ValueError(f"{record.chapter}, seed {record.seed}: expected the parameters of the other seeds, found other {', '.join(names)}")
+        for metric, value in record.metrics.items():
+            if record.seed in table.setdefault(metric, {}):
+                raise ValueError(f"{metric}: recorded by two chapters for seed {record.seed}, one of them {record.chapter}")
+            table[metric][record.seed] = value
+    return table
+
+
+def interval(sample: Iterable[float]) -> tuple[float, float, int]:
+    """Mean, half-width of its 95% t interval (NaN for one value), and n."""
+    sample = np.asarray(list(sample), float)
+    n = len(sample)
+    half = stats.t.ppf(0.975, n - 1) * sample.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    return float(sample.mean()), float(half), n
+
+
+def summary(found: list[Record], prefix: str = "") -> pd.DataFrame:
+    """A line a metric whose id starts with `prefix`: mean ± 95% interval (n seeds)."""
+    here = {m: format_interval(v.values(), 2) for m, v in values(found).items() if m.startswith(prefix)}
+    return pd.DataFrame({"metric": list(here), "here": list(here.values())})
+
+
+def format_interval(sample: Iterable[float], digits: int = 1) -> str:
+    """ "mean ± half-width (n=seeds)"; one value has no interval."""
+    mean, half, n = interval(sample)
+    return f"{mean:.{digits}f}" + (f"\u00a0±\u00a0{half:.{digits}f}" if n > 1 else "") + f" (n={n})"
+
+
+def reference(path: Path | str) -> pd.DataFrame:
+    """A paper's printed numbers: source, table, row, column, value, and the metric id that measures the same here.
+
+    Raises ValueError naming the file and line of a row that has not six cells or whose value is no number.
+    """
+    path = Path(path)
+    with path.open(newline="") as file:
+        lines = csv.reader(file)
+        header = next(lines, [])
+        if header != REFERENCE_COLUMNS:
+            raise ValueError(f"{path}, line 1: expected the columns {','.join(REFERENCE_COLUMNS)}, found {','.join(header)}")
+        rows = [_reference_row(path, lines.line_num, row) for row in lines]
+    return pd.DataFrame(rows, columns=REFERENCE_COLUMNS)
+
+
+def compare(paper: pd.DataFrame, found: list[Record]) -> pd.DataFrame:
+    """Paper-vs-here: one line a printed number; `here` is mean ± 95% interval (n seeds) in as many decimals, or "not run"."""
+    here = values(found)
+    where: dict[str, set[str]] = {}
+    for record in found:
+        for metric in record.metrics:
+            where.setdefault(metric, set()).add(f"{record.profile}, {record.device}")
+    table = paper[["table", "row", "column"]].copy()
+    table["paper"] = paper.value
+    digits = [min(3, max(1, len(repr(v).partition(".")[2]))) for v in paper.value]
+    table["here"] = [format_interval(here[m].values(), d) if m in here else "not run" for m, d in zip(paper.metric, digits, strict=True)]
+    table["where"] = ["; ".join(sorted(where.get(m, ()))) for m in paper.metric]
+    return table
+
+
+def spread(compared: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What `compare` gives as the paper prints it: table -> rows by columns, each cell "paper | here"; "-" where nothing was run."""
+    twice = compared[compared.duplicated(["table", "row", "column"])]
+    if len(twice):
+        raise ValueError(f"compared: expected one number a table, row and column, found two for {', '.join(twice.iloc[0, :3])}")
+    here = compared.here.replace("not run", "-").str.replace(r"\s*\(n=\d+\)", "", regex=True)
+    cells = compared.assign(cell=compared.paper.astype(str) + " | " + here)
+    found = {}
+    for name, part in cells.groupby("table", sort=False):
+        wide = part.pivot_table(index="row", columns="column", values="cell", aggfunc="first", sort=False)
+        found[name] = wide.fillna("").rename_axis(columns=None)
+    return found
+
+
+def _versions() -> dict[str, str]:
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git on this machine
+        commit = ""
+    found = {name: version(name) for name in LIBRARIES if _installed(name)}
+    return found | {"georeps": georeps.__version__, "commit": commit or "unknown", "python": platform.python_version()}
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except ImportError:
+        return False
+
+
+def _read_record(path: Path) -> Record:
+    try:
+        return Record(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: expected a results record, found {error}") from error
+
+
+def _reference_row(path: Path, line: int, row: list[str]) -> list:
+    if len(row) != len(REFERENCE_COLUMNS):
+        raise ValueError(f"{path}, line {line}: expected {len(REFERENCE_COLUMNS)} cells, found {len(row)}")
+    try:
+        return [*row[:4], float(row[4]), row[5]]
+    except ValueError:
+        raise ValueError(f"{path}, line {line}: expected a number as value, found {row[4]!r}") from None

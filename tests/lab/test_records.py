@@ -1,0 +1,203 @@
+"""Records, tables and the claims ledger."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from georeps.lab import claims, records
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOREPS_RESULTS", str(tmp_path))
+    return tmp_path
+
+
+def write(metrics_by_seed, chapter="03_x", profile="smoke", seeds=9, epochs=1):
+    for seed, metrics in metrics_by_seed.items():
+        run = records.Run(chapter, profile=profile, seed=seed, device="cpu", parameters={"epochs": epochs, "seeds": seeds})
+        for name, value in metrics.items():
+            run[name] = float(value)
+        run.save()
+
+
+def ledger(tmp_path, check):
+    claims = [{"id": "c0", "source": "s", "sentence": "t", "check": check, "data": "d", "papers_own_data": False}]
+    path = tmp_path / "claims.yml"
+    path.write_text(json.dumps(claims))
+    return path
+
+
+def test_a_record_round_trips_with_versions_and_device(results):
+    write({0: {"a.b": 1.5}})
+    (record,) = records.records("smoke")
+    assert (record.chapter, record.seed, record.metrics, record.parameters["epochs"]) == ("03_x", 0, {"a.b": 1.5}, 1)
+    assert "torch" in record.versions and record.device.startswith("cpu")
+    assert not list(results.rglob("*.part"))
+
+
+def test_bad_metrics_and_records_are_named(results):
+    run = records.Run("03_x", profile="smoke", seed=0, device="cpu", parameters={})
+    with pytest.raises(ValueError, match="a.b: expected a finite value, found nan"):
+        run["a.b"] = math.nan
+    run["a.b"] = 1.0
+    with pytest.raises(ValueError, match="recorded twice"):
+        run["a.b"] = 2.0
+    run.save()
+    (results / "smoke" / "broken.json").write_text('{"chapter": "x"')
+    with pytest.raises(ValueError, match=r"broken.json: expected a results record"):
+        records.records("smoke")
+
+
+def test_one_metric_of_two_chapters_is_refused(results):
+    write({0: {"a.b": 1.0}})
+    write({0: {"a.b": 2.0}}, chapter="04_y")
+    with pytest.raises(ValueError, match="a.b: recorded by two chapters for seed 0"):
+        records.values(records.records("smoke"))
+
+
+def test_a_profile_s_records_are_its_own_seeds_and_the_run_under_way(results):
+    write({s: {"a": float(s)} for s in range(4)}, seeds=2)
+    assert [r.seed for r in records.records("smoke")] == [0, 1]
+    run = records.Run("03_x", profile="smoke", seed=3, device="cpu", parameters={"epochs": 1, "seeds": 2})
+    assert [r.seed for r in records.records("smoke", own=run)] == [0, 1, 3]
+
+
+def test_records_of_different_parameters_are_not_pooled(results):
+    write({0: {"a": 1.0}}, seeds=2)
+    write({1: {"a": 2.0}}, seeds=2, epochs=60)
+    with pytest.raises(ValueError, match="03_x, seed 1: expected the parameters of the other seeds, found other epochs"):
+        records.values(records.records("smoke"))
+
+
+def test_a_run_under_way_names_and_leaves_out_the_records_of_an_earlier_one(results):
+    write({1: {"a": 2.0}}, seeds=3)
+    write({2: {"a": 3.0}}, seeds=3, epochs=60)
+    run = records.Run("03_x", profile="smoke", seed=0, device="cpu", parameters={"epochs": 1, "seeds": 3})
+    with pytest.warns(UserWarning, match=r"03_x: left out seeds \[2\] of an earlier run"):
+        assert [r.seed for r in records.records("smoke", own=run)] == [0, 1]
+
+
+def test_the_sides_of_a_check_are_what_its_seeds_measured(results):
+    write({0: {"a.b": 1.0, "c": 5.0}, 1: {"a.b": 2.0, "c": 6.0}, 2: {"a.b": 3.0}})
+    found = records.records("smoke")
+    assert claims.sides("2 * a.b - 1 > c", found) == {"2 * a.b - 1": [1.0, 3.0], "c": [5.0, 6.0]}
+    assert claims.sides("0 > a.b", found) == {"0": [0.0, 0.0, 0.0], "a.b": [1.0, 2.0, 3.0]}
+    assert claims.sides("a.b > missing", found) == {"a.b": [], "missing": []}
+
+
+def test_interval_is_student_s():
+    sample = [1.0, 2.0, 4.0]
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(sample), scale=stats.sem(sample))
+    mean, half, n = records.interval(sample)
+    assert (mean - half, mean + half, n) == (pytest.approx(low), pytest.approx(high), 3)
+    assert math.isnan(records.interval([1.0])[1]) and records.format_interval([1.0]) == "1.0 (n=1)"
+
+
+def test_compare_shows_paper_here_and_where_and_says_not_run(results, tmp_path):
+    write({s: {"m.r1": 10.0 + s} for s in range(3)})
+    path = tmp_path / "paper.csv"
+    path.write_text('source,table,row,column,value,metric\np,1,"a, b",R@1,53.2,m.r1\np,1,c,R@1,9,m.other\n')
+    table = records.compare(records.reference(path), records.records("smoke"))
+    assert table.paper.tolist() == [53.2, 9.0]
+    assert table.here.tolist() == ["11.0\u00a0±\u00a02.5 (n=3)", "not run"]
+    assert table["where"].tolist()[0].startswith("smoke, cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n", "line 1: expected the columns"),
+        ("source,table,row,column,value,metric\np,1,r,c,x,m\n", "line 2: expected a number as value, found 'x'"),
+        ("source,table,row,column,value,metric\np,1,r,c,1,m\np,1,r\n", "line 3: expected 6 cells, found 3"),
+    ],
+)
+def test_malformed_reference_files_name_file_and_line(tmp_path, text, message):
+    path = tmp_path / "paper.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"paper.csv, {message}"):
+        records.reference(path)
+
+
+def test_the_thesis_s_tables_are_whole():
+    paper = records.reference(records.book_folder() / "reference" / "thesis.csv")
+    counts = paper.groupby("table").size().to_dict()
+    assert counts == {"4.2": 18, "4.3": 12, "4.4": 21, "4.5": 15, "4.6": 12, "4.7": 15, "4.8": 9}
+    assert paper[(paper.table == "4.4") & paper.row.str.startswith("exp 17:")].value.tolist() == [7.35, 18.25, 76.91]
+    assert paper.value.between(0, 100).all()
+
+
+def test_the_ledger_of_the_book_parses():
+    assert set(claims.evaluate(records.book_folder() / "claims.yml", []).verdict) == {"not tested"}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [([5, 6, 7], [1, 2, 3], "holds"), ([1, 2, 3], [5, 6, 7], "fails"), ([1, 5, 3], [2, 2, 4], "undecided"), ([5, 6], [1, 2], "undecided")],
+)
+def test_verdicts(results, tmp_path, a, b, verdict):
+    write({s: {"x.a": x, "x.b": y} for s, (x, y) in enumerate(zip(a, b, strict=True))})
+    row = claims.evaluate(ledger(tmp_path, "x.a > x.b"), records.records("smoke")).iloc[0]
+    assert row.verdict == verdict and row.margin == pytest.approx(np.mean(a) - np.mean(b)) and row.n == len(a)
+
+
+def test_margins_are_paired_by_seed(results, tmp_path):
+    """Seeds differ by 100, the sides by 1: only a paired comparison sees it."""
+    write({s: {"x.a": 100.0 * s + 1, "x.b": 100.0 * s} for s in range(5)})
+    row = claims.evaluate(ledger(tmp_path, "x.a > x.b"), records.records("smoke")).iloc[0]
+    assert (row.low, row.high, row.verdict) == (1.0, 1.0, "holds")
+
+
+def test_checks_know_arithmetic_bounds_and_chains(results, tmp_path):
+    write({s: {"x.a": 9.0, "x.b": 4.0, "x.c": 1.0} for s in range(3)})
+    margins = {
+        "x.a - 2 * x.b > 0.5": 0.5, "x.a > x.b > x.c": 3.0, "x.a / 3 < 5": 2.0, "-x.c > -x.b": 3.0,
+    }  # fmt: skip
+    for check, margin in margins.items():
+        assert claims.evaluate(ledger(tmp_path, check), records.records("smoke")).iloc[0].margin == pytest.approx(margin)
+
+
+@pytest.mark.parametrize("check", ["x.a", "x.a == x.b", "open('f') > 1", "x.a ** 2 > 1", "x.a >"])
+def test_a_check_that_is_no_comparison_is_named(tmp_path, check):
+    with pytest.raises(ValueError, match="claims.yml, claim c0"):
+        claims.evaluate(ledger(tmp_path, check), [])
+
+
+def test_a_missing_metric_is_not_tested_and_ids_are_unique(results, tmp_path):
+    write({0: {"x.a": 1.0}})
+    assert claims.evaluate(ledger(tmp_path, "x.a > x.b"), records.records("smoke")).iloc[0].verdict == "not tested"
+    with pytest.raises(ValueError, match="unique ids"):
+        claims.evaluate(_twice(tmp_path), [])
+
+
+def _twice(tmp_path):
+    path = ledger(tmp_path, "x.a > x.b")
+    path.write_text(json.dumps(json.loads(path.read_text()) * 2))
+    return path
+
+
+def test_bootstrap_covers_the_mean_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    covered = [low <= 0 <= high for low, high in (claims.bootstrap(generator.normal(size=40)) for _ in range(200))]
+    assert 0.88 <= np.mean(covered) <= 1.0
+
+
+def test_gather_writes_one_line_a_value(results):
+    write({0: {"a": 1.0, "b": 2.0}, 1: {"a": 3.0}})
+    table = pd.read_csv(records.gather("smoke"))
+    assert table[["metric", "value"]].to_numpy().tolist() == [["a", 1.0], ["b", 2.0], ["a", 3.0]]
+
+
+def test_a_table_is_spread_as_the_paper_prints_it_and_no_number_is_lost(unchecked):
+    rows = [("5.2", "Text", "color", 13.5, "14.2\u00a0±\u00a03.6 (n=3)", "laptop")]
+    rows += [("5.2", "Text", "shape", 6.2, "not run", ""), ("5.3", "0.1", "color", 55.3, "1.0 (n=1)", "laptop")]
+    compared = pd.DataFrame(rows, columns=["table", "row", "column", "paper", "here", "where"])
+    found = records.spread(compared)
+    assert list(found) == ["5.2", "5.3"] and list(found["5.2"].columns) == ["color", "shape"]
+    assert found["5.2"].loc["Text"].tolist() == ["13.5 | 14.2\u00a0±\u00a03.6", "6.2 | -"]
+    with pytest.raises(ValueError, match="found two for 5.2, Text, color"):
+        records.spread(pd.concat([compared, compared[:1]]))
