@@ -1,5 +1,5 @@
 """Execute one chapter with papermill: `python book/execute.py 03 --profile laptop --seed 0`; --refresh renews the
-smoke outputs that are committed.
+smoke outputs that are committed; --check runs it under nbval, which compares them, and keeps what the run wrote.
 
 A chapter that succeeds lands in book/runs/<profile>/; one that fails lands in book/runs/failed/, its error is printed
 with the chapter's name, and the exit status is 1. A run that was killed goes on from its checkpoints when started again.
@@ -29,19 +29,22 @@ PARAMETER_TAGS = {"parameters", "injected-parameters"}
 
 
 class BookEngine(NBClientEngine):
-    """papermill's engine, then: parameter cells collapsed, progress bars and warnings (stderr) left out of the page."""
+    """papermill's engine, then `tidy`."""
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
         super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
-        for cell in nb_man.nb.cells:
-            tags = cell.metadata.get("tags", [])
-            if PARAMETER_TAGS & set(tags) and "hide-input" not in tags:
-                cell.metadata["tags"] = [*tags, "hide-input"]
-            if cell.cell_type == "code":
-                cell.outputs = [
-                    o for o in cell.outputs if o.get("name") != "stderr"
-                ]
+        tidy(nb_man.nb)
+
+
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Parameter cells collapsed, progress bars and warnings (stderr) left out of the page."""
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if PARAMETER_TAGS & set(tags) and "hide-input" not in tags:
+            cell.metadata["tags"] = [*tags, "hide-input"]
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
 
 
 papermill_engines.register("book", BookEngine)
@@ -53,39 +56,20 @@ def chapters() -> list[Path]:
 
 def find_chapter(name: str) -> Path:
     """The chapter whose file name starts with `name` (a number is enough)."""
-    found = [
-        path
-        for path in chapters()
-        if path.stem == name or path.stem.split("_")[0] == name
-    ]
+    found = [path for path in chapters() if path.stem == name or path.stem.split("_")[0] == name]
     if len(found) != 1:
-        sys.exit(
-            f"chapter: expected one of {', '.join(p.stem for p in chapters())} or its number, found {name!r}"
-        )
+        sys.exit(f"chapter: expected one of {', '.join(p.stem for p in chapters())} or its number, found {name!r}")
     return found[0]
 
 
 def defaults(chapter: Path) -> dict:
     """The parameters of a notebook: the literals assigned in its cell tagged `parameters`."""
-    cells = [
-        c
-        for c in nbformat.read(chapter, as_version=4).cells
-        if "parameters" in c.metadata.get("tags", [])
-    ]
+    cells = [c for c in nbformat.read(chapter, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
-        sys.exit(
-            f"{chapter}: expected one cell tagged 'parameters', found {len(cells)}"
-        )
+        sys.exit(f"{chapter}: expected one cell tagged 'parameters', found {len(cells)}")
     lines = ast.parse(cells[0].source).body
-    names = [
-        (line.target if isinstance(line, ast.AnnAssign) else line.targets[0]).id
-        for line in lines
-    ]
-    return dict(
-        zip(
-            names, (ast.literal_eval(line.value) for line in lines), strict=True
-        )
-    )
+    names = [(line.target if isinstance(line, ast.AnnAssign) else line.targets[0]).id for line in lines]
+    return dict(zip(names, (ast.literal_eval(line.value) for line in lines), strict=True))
 
 
 def parameters(chapter: Path, profile: str, seed: int, own: dict) -> dict:
@@ -96,66 +80,38 @@ def parameters(chapter: Path, profile: str, seed: int, own: dict) -> dict:
         known = f"profiles {', '.join(sets)}" if sets else "no such file"
         sys.exit(f"profile: {path} has {known}; found {profile!r}")
     known = defaults(chapter)
-    for where, chosen in (
-        (f"{path}, {profile}", sets[profile] or {}),
-        ("-p", own),
-    ):
+    for where, chosen in ((f"{path}, {profile}", sets[profile] or {}), ("-p", own)):
         unknown = sorted(set(chosen) - set(known))
         if unknown:
-            sys.exit(
-                f"{where}: {chapter.stem} has no parameter named {', '.join(unknown)}; it has {', '.join(known)}"
-            )
-    own = {
-        name: float(value) if isinstance(known[name], float) else value
-        for name, value in own.items()
-    }
+            sys.exit(f"{where}: {chapter.stem} has no parameter named {', '.join(unknown)}; it has {', '.join(known)}")
+    own = {name: float(value) if isinstance(known[name], float) else value for name, value in own.items()}
     return {"profile": profile, "seed": seed, **(sets[profile] or {}), **own}
 
 
-def execute(
-    chapter: Path, profile: str, seed: int, own: dict, data_root: str
-) -> None:
+def execute(chapter: Path, profile: str, seed: int, own: dict, data_root: str) -> None:
     """Run a chapter. With parameters of its own, or data of its own in a profile that has none, a run is no part of the
     profile: it goes to runs/custom and results/custom.
     """
     values = parameters(chapter, profile, seed, own)
     label = "custom" if own or (data_root and profile != "paper") else profile
-    values |= {"profile": label} | (
-        {"data_root": data_root} if data_root else {}
-    )
+    values |= {"profile": label} | ({"data_root": data_root} if data_root else {})
     name = f"{chapter.stem}-s{seed}"
-    folder, failed = (
-        BOOK / "runs" / label,
-        BOOK / "runs" / "failed" / f"{name}-{label}.ipynb",
-    )
+    folder, failed = BOOK / "runs" / label, BOOK / "runs" / "failed" / f"{name}-{label}.ipynb"
     scratch = folder / "scratch" / f"{name}-{content_hash(chapter, values)}"
     folder.mkdir(parents=True, exist_ok=True)
-    print(
-        f"chapter {position(chapter)}: {chapter.stem} ({label}, seed {seed})",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(f"chapter {position(chapter)}: {chapter.stem} ({label}, seed {seed})", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as away, one_gpu(profile):
         os.environ["GEOREPS_SCRATCH"] = str(scratch)
         partial = Path(away) / "run.ipynb"
         try:
             run_notebook(chapter, partial, values)
-        except (
-            PapermillExecutionError,
-            DeadKernelError,
-            RuntimeError,
-        ) as error:
+        except (PapermillExecutionError, DeadKernelError, RuntimeError) as error:
             keep_failed(partial, failed)
-            sys.exit(
-                f"\nchapter {chapter.stem} ({label}, seed {seed}) FAILED{reason(error)}\nthe notebook: {failed.relative_to(BOOK.parent)}"
-            )
+            sys.exit(f"\nchapter {chapter.stem} ({label}, seed {seed}) FAILED{reason(error)}\nthe notebook: {failed.relative_to(BOOK.parent)}")
         failed.unlink(missing_ok=True)
         shutil.move(partial, folder / f"{name}.ipynb")
     shutil.rmtree(scratch, ignore_errors=True)
-    print(
-        f"done: {(folder / f'{name}.ipynb').relative_to(BOOK.parent)}",
-        file=sys.stderr,
-    )
+    print(f"done: {(folder / f'{name}.ipynb').relative_to(BOOK.parent)}", file=sys.stderr)
 
 
 def keep_failed(partial: Path, failed: Path) -> None:
@@ -178,36 +134,53 @@ def run_notebook(source: Path, target: Path, values: dict) -> None:
 
 
 def refresh(chapter: Path) -> None:
-    """Run a chapter with its own defaults, the smoke profile, and write the outputs into it, without timestamps."""
+    """Run a chapter with its own defaults, the smoke profile, and write text and tables into it, without timestamps and pictures."""
     os.environ["TQDM_DISABLE"] = "1"
     with tempfile.TemporaryDirectory() as away:
         target = Path(away) / chapter.name
         run_notebook(chapter, target, {})
         notebook = nbformat.read(target, as_version=4)
-    notebook.metadata = {
-        k: notebook.metadata[k]
-        for k in ("kernelspec", "language_info")
-        if k in notebook.metadata
-    }
+    notebook.metadata = {k: notebook.metadata[k] for k in ("kernelspec", "language_info") if k in notebook.metadata}
     for cell in notebook.cells:
         cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("image/png", None)
     nbformat.write(notebook, chapter)
+
+
+class Kept:
+    """A pytest plugin: what nbval's cells gave, written as a notebook where all of them passed."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def pytest_sessionfinish(self, session, exitstatus):
+        if exitstatus == 0:
+            for item in session.items:
+                item.cell.outputs = nbformat.from_dict(item.test_outputs)
+            notebook = session.items[0].parent.nb
+            tidy(notebook)
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(notebook, self.target)
+
+
+def check(chapter: Path, sanitize: Path = BOOK.parent / "tests" / "sanitize.cfg") -> int:
+    """Run a chapter once, with its own defaults, under nbval: a cell that raises or whose text differs fails; the run becomes the smoke page."""
+    import pytest
+
+    os.environ["TQDM_DISABLE"] = "1"
+    target = BOOK / "runs" / "smoke" / f"{chapter.stem}-s0.ipynb"
+    target.unlink(missing_ok=True)
+    options = ["-q", "--no-header", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:jaxtyping"]
+    options += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "600", "--nbval-sanitize-with", str(sanitize)]
+    return int(pytest.main([*options, str(chapter)], plugins=[Kept(target)]))
 
 
 def content_hash(chapter: Path, values: dict) -> str:
     """Of all that decides what a run computes: the notebook's code, its parameters, the package."""
-    cells = [
-        c.source
-        for c in nbformat.read(chapter, as_version=4).cells
-        if c.cell_type == "code"
-    ]
-    sources = [
-        path.read_text()
-        for path in sorted((BOOK.parent / "georeps").rglob("*.py"))
-    ]
-    return hashlib.sha256(
-        repr([cells, sorted(values.items()), sources]).encode()
-    ).hexdigest()[:12]
+    cells = [c.source for c in nbformat.read(chapter, as_version=4).cells if c.cell_type == "code"]
+    sources = [path.read_text() for path in sorted((BOOK.parent / "georeps").rglob("*.py"))]
+    return hashlib.sha256(repr([cells, sorted(values.items()), sources]).encode()).hexdigest()[:12]
 
 
 def position(chapter: Path) -> str:
@@ -218,12 +191,7 @@ def position(chapter: Path) -> str:
 @contextlib.contextmanager
 def one_gpu(profile: str):
     """Jobs that run side by side on a machine with several GPUs take one each: the first whose lock is free."""
-    gpus = (
-        list_gpus()
-        if profile in ("gpu", "paper")
-        and "CUDA_VISIBLE_DEVICES" not in os.environ
-        else []
-    )
+    gpus = list_gpus() if profile in ("gpu", "paper") and "CUDA_VISIBLE_DEVICES" not in os.environ else []
     if len(gpus) < 2:
         yield
         return
@@ -231,12 +199,7 @@ def one_gpu(profile: str):
 
     with contextlib.ExitStack() as stack:
         for gpu in gpus:
-            lock = stack.enter_context(
-                (
-                    Path(tempfile.gettempdir())
-                    / f"georeps-gpu-{gpu}-{os.getuid()}.lock"
-                ).open("w")
-            )
+            lock = stack.enter_context((Path(tempfile.gettempdir()) / f"georeps-gpu-{gpu}-{os.getuid()}.lock").open("w"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -251,12 +214,7 @@ def one_gpu(profile: str):
 
 def list_gpus() -> list[str]:
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        listed = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return []
     return listed.stdout.split()
@@ -270,56 +228,23 @@ def assignment(text: str) -> tuple[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "chapter",
-        nargs="?",
-        help="a chapter's number or name; all with --refresh and no chapter",
-    )
-    parser.add_argument(
-        "--profile", default="laptop", help=" | ".join(PROFILES)
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("chapter", nargs="?", help="a chapter's number or name; all with --refresh and no chapter")
+    parser.add_argument("--profile", default="laptop", help=" | ".join(PROFILES))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "-p",
-        "--parameter",
-        type=assignment,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-    )
-    parser.add_argument(
-        "--data-root",
-        default="",
-        help="a folder of your own data; what is in it, each chapter says",
-    )
-    parser.add_argument(
-        "--refresh",
-        action="store_true",
-        help="renew the committed smoke outputs in place",
-    )
+    parser.add_argument("-p", "--parameter", type=assignment, action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--data-root", default="", help="a folder of your own data; what is in it, each chapter says")
+    parser.add_argument("--refresh", action="store_true", help="renew the committed smoke outputs in place")
+    parser.add_argument("--check", action="store_true", help="compare a smoke run with the committed outputs, and keep it")
     args = parser.parse_args()
     if args.refresh:
-        for chapter in (
-            [find_chapter(args.chapter)] if args.chapter else chapters()
-        ):
-            print(
-                f"chapter {position(chapter)}: {chapter.stem} (refresh)",
-                file=sys.stderr,
-                flush=True,
-            )
+        for chapter in [find_chapter(args.chapter)] if args.chapter else chapters():
+            print(f"chapter {position(chapter)}: {chapter.stem} (refresh)", file=sys.stderr, flush=True)
             refresh(chapter)
+    elif args.check and args.chapter:
+        sys.exit(check(find_chapter(args.chapter)))
     elif args.chapter:
-        execute(
-            find_chapter(args.chapter),
-            args.profile,
-            args.seed,
-            dict(args.parameter),
-            args.data_root,
-        )
+        execute(find_chapter(args.chapter), args.profile, args.seed, dict(args.parameter), args.data_root)
     else:
         parser.error("name a chapter")
 

@@ -1,6 +1,7 @@
 """The shape of the project: import order, sizes, the environment files, committed notebooks."""
 
 import ast
+import graphlib
 import re
 import tomllib
 from pathlib import Path
@@ -9,45 +10,55 @@ import nbformat
 import pytest
 import yaml
 
+import georeps
+from georeps.core import cache
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "georeps").rglob("*.py"))
-ORDER = (  # a module imports only from an earlier line
-    ("kernels",),
-    ("sphere", "losses", "pooling", "adaln"),
-    ("search", "encoders", "vmf", "flow", "metrix", "moco", "variants"),
-    ("metrics", "crossview", "progeo", "backbones", "dino", "localization"),
-    ("composed", "geolocation"),
-    ("data", "train", "study", "sharded", "embeddings"),
-    ("plots", "pretraining", "clip", "slider", "speed"),
-    ("atlas", "worldmap"),
-    ("maps",),
-)
+HOUSE = {  # a folder -> those it imports from, beside itself
+    "core": (), "nets": ("core",), "papers": ("core", "nets"), "worlds": ("core",), "readers": ("core", "worlds"),
+    "tasks": ("core", "nets", "papers", "worlds", "readers"), "lab": ("core", "nets", "papers", "worlds", "readers", "tasks"),
+}  # fmt: skip
 
 
-def top_module(path: Path) -> str:
-    return path.relative_to(ROOT / "georeps").parts[0].removesuffix(".py")
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "georeps":
-            below = node.module.split(".")[1:]
-            names |= {below[0]} if below else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {a.name.split(".")[1] for a in node.names if a.name.startswith("georeps.")}
-    return names
+MODULES = {module_of(path): path for path in PACKAGE}
 
 
-def level(module: str) -> int:
-    return next(i for i, names in enumerate(ORDER) if module in names)
+def imports(module: str) -> set[str]:
+    return cache.imported(ast.parse(MODULES[module].read_text())) - {module}
 
 
-@pytest.mark.parametrize("path", [p for p in PACKAGE if top_module(p) != "__init__"], ids=lambda p: p.stem)
-def test_a_module_imports_only_from_its_left(path):
-    own = top_module(path)
-    for other in imported(path) - {own}:
-        assert level(other) < level(own), f"{own} imports {other}"
+def test_no_module_stays_at_the_root_and_folders_are_those_of_the_map():
+    assert {path.name for path in (ROOT / "georeps").glob("*.py")} == {"__init__.py"}
+    assert {path.parent.name for path in (ROOT / "georeps").glob("*/__init__.py")} == set(HOUSE)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "georeps"])
+def test_a_module_imports_only_from_the_folders_above_its_own(module):
+    own = module.split(".")[1]
+    for other in imports(module):
+        assert other.split(".")[1] in (own, *HOUSE[own]), f"{module} imports {other}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """A package's __init__ and the modules beside it count apart: what an import runs first is Python's affair, what depends on what is ours."""
+    graphlib.TopologicalSorter({module: imports(module) for module in MODULES}).prepare()
+
+
+def test_the_map_names_every_module():
+    text = georeps.__doc__
+    for module in MODULES:
+        name = module.split(".")[-1]
+        assert re.search(rf"(^|[ ,:]){name}([ ,/;:]|$)", text, re.MULTILINE), f"{module} is not in georeps/__init__.py"
+
+
+def test_tests_mirror_the_folders():
+    for path in (ROOT / "tests").glob("*/test_*.py"):
+        assert path.parent.name in HOUSE, path
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))

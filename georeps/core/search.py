@@ -14,6 +14,7 @@ ever holding the scores (`kernels`). "auto" takes faiss on CPU where it is insta
 queries, up to a thirty-second of the gallery as neighbours and up to POSITIVES positives a query; else torch.
 """
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -31,11 +32,7 @@ try:
 except ImportError:  # no triton: `kernels.cannot_run` says so
     kernel = None
 
-try:
-    import faiss
-except ImportError:  # an optional peer: torch alone does the same, more slowly on CPU
-    faiss = None
-
+HAS_FAISS = importlib.util.find_spec("faiss") is not None  # an optional peer: torch alone does the same, more slowly on CPU
 Backend = Literal["auto", "torch", "faiss", "triton"]
 MEMORY_BUDGET = 256 * 2**20  # bytes of scores held at a time
 SLACK = 8  # candidates kept beyond k, so that a tie at the k-th place is seen
@@ -248,13 +245,13 @@ def choose(name: str, queries: Tensor, gallery: Tensor, *, width: int = 1, posit
     """The backend that a name means for these rows, that many candidates and that many positives a query."""
     if name not in ("auto", "torch", "faiss", "triton"):
         raise ValueError(f"backend: expected 'auto', 'torch', 'faiss' or 'triton', found {name!r}")
-    if name == "faiss" and (faiss is None or queries.device.type != "cpu"):
-        why = "faiss is not installed (pip install faiss-cpu)" if faiss is None else f"it searches on CPU, the queries are on {queries.device}"
+    if name == "faiss" and (not HAS_FAISS or queries.device.type != "cpu"):
+        why = "faiss is not installed (pip install faiss-cpu)" if not HAS_FAISS else f"it searches on CPU, the queries are on {queries.device}"
         raise ValueError(f"backend: 'faiss' cannot run here: {why}")
     if name == "triton" and (why := kernels.cannot_run(queries, gallery)):
         raise ValueError(f"backend: 'triton' cannot run here: {why}")
     if name == "auto" and queries.device.type == "cpu":
-        return "faiss" if faiss is not None else "torch"
+        return "faiss" if HAS_FAISS else "torch"
     if name == "auto":
         name = "triton" if len(queries) >= FEW and kernels.cannot_run(queries, gallery) is None else "torch"
     fits = len(queries) and 1 <= positives <= POSITIVES and 32 * width <= len(gallery)
@@ -307,6 +304,8 @@ def blocks(rows: Bool[Tensor, "q"], size: int = 256):
 
 
 def _candidates_faiss(queries: Tensor, gallery: Tensor, width: int) -> Neighbours:
+    import faiss
+
     scores, index = faiss.knn(queries.float().contiguous().numpy(), gallery.float().contiguous().numpy(), width, metric=faiss.METRIC_INNER_PRODUCT)
     return Neighbours(torch.from_numpy(scores), torch.from_numpy(index))
 

@@ -19,6 +19,17 @@ ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 COMPARISONS = {ast.Gt: 1, ast.GtE: 1, ast.Lt: -1, ast.LtE: -1}
 
 
+def tested(found: list[records.Record]) -> pd.DataFrame:
+    """The claims of the book's ledger that these runs test."""
+    ledger = evaluate(records.book_folder() / "claims.yml", found)
+    return ledger[ledger.verdict != "not tested"]
+
+
+def table(ledger: pd.DataFrame) -> pd.DataFrame:
+    """A line a claim: its sentence, margin, interval, seeds and verdict."""
+    return ledger[["id", "sentence", "margin", "low", "high", "n", "verdict"]].round(2).set_index("id")
+
+
 def evaluate(path: Path | str, found: list[records.Record]) -> pd.DataFrame:
     """The ledger, evaluated: a line a claim with margin, its 95% paired bootstrap interval over seeds, n and verdict.
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
@@ -29,6 +28,7 @@ SMALL = {  # an open_clip config
     "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2},
 }
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of the images OpenAI trained on
 CAPTIONS = 8  # drawn for each tile; an epoch picks one
 
 
@@ -40,8 +40,8 @@ class Clip:
     model: nn.Module
     tokenize: Callable[[list[str]], Int64[Tensor, "b n"]]
     size: int  # pixels of the images it takes
-    mean: tuple[float, float, float] = open_clip.OPENAI_DATASET_MEAN
-    std: tuple[float, float, float] = open_clip.OPENAI_DATASET_STD
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
 
     @torch.no_grad()
     def images(self, pixels: UInt8[Tensor, "n 3 h w"], *, batch: int = 256) -> Float[Tensor, "n d"]:
@@ -88,9 +88,7 @@ class _Squares(images.Files):
         return pixels[:, top : top + self.side, left : left + self.side].round().to(torch.uint8)
 
 
-def normalised(
-    pixels: UInt8[Tensor, "b 3 h w"], size: int, mean: Sequence[float] = open_clip.OPENAI_DATASET_MEAN, std: Sequence[float] = open_clip.OPENAI_DATASET_STD
-) -> Float[Tensor, "b 3 s s"]:
+def normalised(pixels: UInt8[Tensor, "b 3 h w"], size: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Float[Tensor, "b 3 s s"]:
     """Pixels as a tower takes them: resampled, in [0, 1], less the mean, by the deviation."""
     x = pixels.float()
     if x.shape[-2:] != (size, size):
@@ -104,6 +102,8 @@ def published(checkpoint: Path | str, *, architecture: str = "ViT-L-14", activat
     `activation` has no default, because a checkpoint does not hold it and features depend on it: OpenAI's weights were trained with
     QuickGELU, yet the WeiCom code runs them with GELU; of RemoteCLIP the authors' own repository does both.
     """
+    import open_clip
+
     if activation not in ("gelu", "quickgelu"):
         raise ValueError(f"activation: expected 'gelu' or 'quickgelu', found {activation!r}")
     if architecture not in open_clip.list_models():
@@ -126,6 +126,8 @@ class Contrast(nn.Module):
     """A training step: indices -> open_clip's symmetric cross-entropy between tiles and one caption of each, drawn anew."""
 
     def __init__(self, model: nn.Module, pixels: UInt8[Tensor, "n 3 s s"], tokens: Int64[Tensor, "n e t"]):
+        import open_clip
+
         super().__init__()
         self.model, self.pixels, self.tokens = model, pixels, tokens
         self.loss = open_clip.ClipLoss()
@@ -142,6 +144,8 @@ class Contrast(nn.Module):
 
 def small(*, tiles: int, epochs: int, seed: int = 0, batch: int = 128, lr: float = 2e-3, device: str = "cpu") -> Clip:
     """The small CLIP, trained once for all who ask with the same settings, code and device; `tiles` as in `patterns.training`."""
+    import open_clip
+
     amp = "bf16" if device.startswith("cuda") else "off"  # on a CPU without units for it bfloat16 is tens of times slower
     recipe = train.Recipe(epochs=epochs, lr=lr, optimizer="adamw", weight_decay=0.05, schedule="cosine", warmup=min(1.0, epochs / 8), amp=amp, seed=seed)
     with torch.random.fork_rng():

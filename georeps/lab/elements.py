@@ -152,7 +152,7 @@ def worldmap(
         raise ValueError(f"images, samples, truth, notes: expected as many of each, found {len(images)}, {len(samples)}, {len(truth)}, {len(notes)}")
     coasts = [np.round(line[:: max(1, len(line) // 400)], 1).tolist() for line in earth.outlines("coast") if len(line) > 12]
     data = {
-        "images": [elements.jpeg(i) for i in images], "rows": rows, "columns": 2 * rows, "coasts": coasts, "notes": list(notes),
+        "images": [jpeg(i) for i in images], "rows": rows, "columns": 2 * rows, "coasts": coasts, "notes": list(notes),
         "shares": [_packed_shares(s) for s in shares(log_density, rows)], "samples": _degrees(samples), "truth": _degrees(truth),
     }  # fmt: skip
     return WORLDMAP.format(id=html.escape(name), data=json.dumps(data).replace("</", "<\\/"))

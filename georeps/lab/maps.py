@@ -5,18 +5,16 @@ A map is equirectangular, in degrees; a globe is seen from infinitely far (ortho
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 import torch
 from jaxtyping import Float, UInt8
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from georeps.core import sphere
 from georeps.lab import elements, plots, records
 from georeps.worlds import earth
 
+plt, sns, Figure = plots.plt, plots.sns, plots.Figure
 TRUTH, SAMPLES = plots.PALETTE[2], plots.PALETTE[0]
 
 
@@ -102,7 +100,7 @@ def by_band(values: Mapping[str, Mapping[str, Sequence[float]]], *, xlabel: str,
     return figure
 
 
-def _coasts(ax: plt.Axes) -> None:
+def _coasts(ax: plots.Axes) -> None:
     for line in earth.outlines("coast"):
         ax.plot(*plots.split_at_dateline(line), color="0.35", linewidth=0.4)
 

@@ -1,36 +1,57 @@
 """Every figure the book draws: data in, a matplotlib figure out; nothing is saved or shown here."""
 
+import functools
+import importlib
+import itertools
 import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from georeps.core import vmf
 from georeps.lab import claims, records
 from georeps.worlds import earth
 
-PALETTE = sns.color_palette("colorblind")
+Figure, Axes = "matplotlib.figure.Figure", "matplotlib.axes.Axes"
+PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")  # seaborn's "colorblind"
 TRAIN, TEST = PALETTE[0], PALETTE[1]
 METRIC_ID = re.compile(r"[A-Za-z_]\w*(?:\.\w+)+")  # as study's checks name them
 VERDICTS = {"holds": PALETTE[2], "fails": PALETTE[3], "undecided": PALETTE[7], "not tested": "0.75"}
 
 
 def style() -> None:
-    """The book's look, of figures and tables; called once at the top of a chapter."""
+    """The book's look of tables; called once at the top of a chapter. That of figures comes with the first of them."""
     pd.set_option("display.max_colwidth", None)
     pd.set_option("display.max_rows", None)
-    sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
-    mpl.rcParams |= {"figure.dpi": 100, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False}
+
+
+@functools.cache
+def _look() -> None:
+    import matplotlib
+    import seaborn
+
+    seaborn.set_theme(context="notebook", style="ticks", palette=PALETTE)
+    matplotlib.rcParams |= {"figure.dpi": 100, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False}
+
+
+class _Later:
+    """A module of figures, imported in the book's look when something of it is first used: nobody waits three seconds for what draws nothing yet."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __getattr__(self, what: str):
+        _look()
+        return getattr(importlib.import_module(self._name), what)
+
+
+mpl, plt, sns = map(_Later, ("matplotlib", "matplotlib.pyplot", "seaborn"))
 
 
 def world(*, title: str = "", imagery: bool = False, extent: tuple[float, float, float, float] | None = None) -> Figure:
@@ -193,7 +214,7 @@ def heatmap(latlon: Float[Tensor, "g 2"], scores: Float[Tensor, "g"], truth: Flo
     figure = world(title=title)
     ax = figure.axes[0]
     order = scores.argsort()
-    points = ax.scatter(latlon[order, 1], latlon[order, 0], c=scores[order], s=6, cmap="rocket_r", zorder=3, linewidths=0)
+    points = ax.scatter(latlon[order, 1], latlon[order, 0], c=scores[order], s=6, cmap=sns.cm.rocket_r, zorder=3, linewidths=0)
     ax.axhline(float(truth[0]), color=PALETTE[0], linestyle=":", linewidth=1)
     ax.axvline(float(truth[1]), color=PALETTE[0], linestyle=":", linewidth=1)
     figure.colorbar(points, ax=ax, label="cosine similarity to the query", shrink=0.7)
@@ -212,7 +233,7 @@ def tile_heatmap(position: Float[Tensor, "g 2"], scores: Float[Tensor, "g"], que
     image = np.full((side, side), np.nan)
     column, row = (local / step).round().long().unbind(1)
     image[row, column] = scores
-    shown = ax.imshow(image, origin="lower", cmap="rocket_r", extent=(-step / 2, side * step - step / 2) * 2)
+    shown = ax.imshow(image, origin="lower", cmap=sns.cm.rocket_r, extent=(-step / 2, side * step - step / 2) * 2)
     for i, tile in enumerate(covering.tolist()):
         corner = (local[tile] - step / 2).tolist()
         ax.add_patch(mpl.patches.Rectangle(corner, step, step, fill=False, color=PALETTE[3], linewidth=2 if i == 0 else 1))
@@ -319,7 +340,7 @@ def grid_of(values: pd.DataFrame, *, label: str, title: str = "") -> Figure:
 def heat(maps: Float[Tensor, "n h w"]) -> UInt8[Tensor, "n 3 h w"]:
     """Maps as colours, each from its least to its greatest value, to stand among images."""
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    colours = mpl.colormaps["rocket"](((maps - low) / (high - low).clamp(min=1e-12)).numpy())
+    colours = sns.cm.rocket(((maps - low) / (high - low).clamp(min=1e-12)).numpy())
     return torch.from_numpy((255 * colours[..., :3]).astype(np.uint8)).permute(0, 3, 1, 2)
 
 
@@ -369,16 +390,16 @@ def dots(samples: Mapping[str, Sequence[float]], *, xlabel: str, title: str = ""
     return figure
 
 
-def _bands(ax: plt.Axes, curves: Mapping[str, Mapping[float, Sequence[float]]], percent: bool = True) -> None:
+def _bands(ax: Axes, curves: Mapping[str, Mapping[float, Sequence[float]]], percent: bool = True) -> None:
     bounds = (0, 100) if percent else (-np.inf, np.inf)
-    for (name, curve), colour in zip(curves.items(), sns.color_palette("colorblind", max(len(curves), 6)), strict=False):
+    for (name, curve), colour in zip(curves.items(), itertools.cycle(PALETTE), strict=False):
         xs = sorted(curve)
         mean, half, n = map(np.array, zip(*(records.interval(curve[x]) for x in xs), strict=True))
         ax.plot(xs, mean, color=colour, marker=".", label=f"{name} (n={n[0]})")
         ax.fill_between(xs, (mean - half).clip(*bounds), (mean + half).clip(*bounds), color=colour, alpha=0.15, linewidth=0)
 
 
-def _show(ax: plt.Axes, image: UInt8[Tensor, "3 h w"], frame: str | tuple | None = None) -> None:
+def _show(ax: Axes, image: UInt8[Tensor, "3 h w"], frame: str | tuple | None = None) -> None:
     ax.imshow(image.permute(1, 2, 0))
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():

@@ -12,7 +12,7 @@ import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
 import georeps
+from georeps.core import cache
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "faiss-cpu", "open-clip-torch")
 REFERENCE_COLUMNS = ["source", "table", "row", "column", "value", "metric"]
@@ -44,14 +44,33 @@ class Record:
 class Run:
     """One run of one chapter: collects metrics, then writes the record.
 
-    >>> run = records.Run("03_crossview", profile=profile, seed=seed, device=device, parameters={"epochs": epochs})
+    >>> run = records.Run.of("03_crossview", globals())
     >>> run["crossview.safa.cross.s1.r1"] = 12.3
     >>> run.save()
     """
 
     def __init__(self, chapter: str, *, profile: str, seed: int, device: str, parameters: dict[str, Any]):
-        self.started = time.monotonic()
+        self.started, self.device = time.monotonic(), device
         self.record = Record(chapter, profile, seed, device_name(device), parameters, versions=_versions())
+
+    @classmethod
+    def of(cls, chapter: str, names: dict[str, Any], *, device: str | None = None) -> "Run":
+        """The run of a notebook whose names are `names` (globals()): what its parameters cell annotates are its parameters.
+
+        `device`: another than the cell names.
+        """
+        annotated = names.get("__annotations__") or names["__annotate__"](1)  # from Python 3.14 on
+        own = {name: names[name] for name in annotated if name not in ("profile", "seed", "device")}
+        device = pick_device(device or names["device"])
+        return cls(chapter, profile=names["profile"], seed=names["seed"], device=device, parameters=own)
+
+    def scratch(self, name: str) -> Path | None:
+        """Where this run keeps the checkpoint `name` until it ends (`cache.scratch`)."""
+        return cache.scratch(name)
+
+    def runs(self) -> list["Record"]:
+        """This run with the other seeds of its chapter and profile."""
+        return records(self.record.profile, chapter=self.record.chapter, own=self)
 
     def __setitem__(self, metric: str, value: float) -> None:
         value = float(value)
@@ -147,9 +166,11 @@ def values(found: Iterable[Record]) -> dict[str, dict[int, float]]:
 
 def interval(sample: Iterable[float]) -> tuple[float, float, int]:
     """Mean, half-width of its 95% t interval (NaN for one value), and n."""
+    from scipy import special
+
     sample = np.asarray(list(sample), float)
     n = len(sample)
-    half = stats.t.ppf(0.975, n - 1) * sample.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    half = special.stdtrit(n - 1, 0.975) * sample.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
     return float(sample.mean()), float(half), n
 
 
@@ -157,6 +178,21 @@ def summary(found: list[Record], prefix: str = "") -> pd.DataFrame:
     """A line a metric whose id starts with `prefix`: mean ± 95% interval (n seeds)."""
     here = {m: format_interval(v.values(), 2) for m, v in values(found).items() if m.startswith(prefix)}
     return pd.DataFrame({"metric": list(here), "here": list(here.values())})
+
+
+def table(here: dict[str, dict[int, float]], rows: Mapping[Any, str], columns: Mapping[str, str] | Iterable[str], digits: int = 1) -> pd.DataFrame:
+    """Rows by columns of mean ± 95% interval (n seeds), "-" where nothing was recorded.
+
+    `rows`: label, or a tuple of labels, -> the first part of metric ids; `columns`: heading -> the rest, or the rest alone.
+    """
+    heads = columns if isinstance(columns, Mapping) else {c: c for c in columns}
+    cells = {label: {head: cell(here, f"{first}.{rest}", digits) for head, rest in heads.items()} for label, first in rows.items()}
+    return pd.DataFrame(cells, index=list(heads)).T
+
+
+def cell(here: dict[str, dict[int, float]], metric: str, digits: int = 1) -> str:
+    """`format_interval` of a metric, "-" where it was not recorded."""
+    return format_interval(here[metric].values(), digits) if metric in here else "-"
 
 
 def format_interval(sample: Iterable[float], digits: int = 1) -> str:
@@ -168,9 +204,10 @@ def format_interval(sample: Iterable[float], digits: int = 1) -> str:
 def reference(path: Path | str) -> pd.DataFrame:
     """A paper's printed numbers: source, table, row, column, value, and the metric id that measures the same here.
 
-    Raises ValueError naming the file and line of a row that has not six cells or whose value is no number.
+    `path` is a file, or the name of one in the book's reference folder ("thesis"). Raises ValueError naming the file and line of a row that has not six
+    cells or whose value is no number.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else book_folder() / "reference" / f"{path}.csv"
     with path.open(newline="") as file:
         lines = csv.reader(file)
         header = next(lines, [])

@@ -30,10 +30,6 @@ from georeps.nets import losses
 from georeps.papers import composed
 
 try:
-    import faiss
-except ImportError:
-    faiss = None
-try:
     from flashlib.primitives.knn import flash_knn
 except ImportError:  # the closest peer, where its wheel was carried
     flash_knn = None
@@ -168,6 +164,7 @@ def topk_of(queries: Tensor, gallery: Tensor, k: int) -> Case:
     (q, d), n, device, size = queries.shape, len(gallery), queries.device.type, queries.element_size()
     case = Case(2 * q * n * d, size * d * (q + n) + 8 * q * k)
     case.methods = {"ours": lambda: search.topk(queries, gallery, k), "torch": lambda: _plain_topk(queries, gallery, k)}
+    faiss = importlib.import_module("faiss") if search.HAS_FAISS else None
     if device == "cpu":
         case.methods["numpy"] = lambda: _numpy_topk(queries.numpy(), gallery.numpy(), k)
         if faiss is not None:

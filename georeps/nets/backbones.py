@@ -8,15 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
-from timm.models.convnext import ConvNeXt
-from timm.models.resnet import BasicBlock, ResNet
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from georeps.nets import encoders
 
@@ -81,16 +76,22 @@ class Trunk(nn.Module):
 
 def resnet(*, width: int = 64, stride: int = 32) -> Trunk:
     """ResNet-18 whose first stage has `width` channels; at stride 8 or 16 the last stages are dilated instead."""
+    from timm.models.resnet import BasicBlock, ResNet
+
     return Trunk(ResNet(BasicBlock, (2, 2, 2, 2), num_classes=0, global_pool="", channels=tuple(width * m for m in (1, 2, 4, 8)), output_stride=stride))
 
 
 def convnext(*, width: int = 96, depths: tuple[int, int, int, int] = (3, 3, 27, 3), stride: int = 32) -> Trunk:
     """ConvNeXt; the defaults are ConvNeXt-S."""
+    from timm.models.convnext import ConvNeXt
+
     return Trunk(ConvNeXt(depths=depths, dims=tuple(width * m for m in (1, 2, 4, 8)), output_stride=stride, num_classes=0, global_pool=""))
 
 
 def vit(*, size: int = 224, patch: int = 16, dim: int = 384, depth: int = 12, heads: int = 6, cls: bool = False) -> Trunk:
     """A vision transformer, with a CLS token or without; the defaults are ViT-S/16."""
+    from timm.models.vision_transformer import VisionTransformer
+
     return Trunk(VisionTransformer(
         img_size=size, patch_size=patch, embed_dim=dim, depth=depth, num_heads=heads, num_classes=0, class_token=cls, global_pool="token" if cls else "",
     ))  # fmt: skip
@@ -150,6 +151,8 @@ def published(name: Literal["resnet18", "resnet50", "convnext", "vit"], *, cls: 
     """The papers' networks at full size; `weights` is the path of a state dict with timm's names, without it they are random."""
     if name not in ("resnet18", "resnet50", "convnext", "vit"):
         raise ValueError(f"name: expected resnet18, resnet50, convnext or vit, found {name!r}")
+    import timm
+
     full = {"convnext": "convnext_small"}.get(name, name)
     trunk = vit(cls=cls) if name == "vit" else Trunk(timm.create_model(full, num_classes=0, global_pool=""))
     if weights is not None:
@@ -164,6 +167,8 @@ def published(name: Literal["resnet18", "resnet50", "convnext", "vit"], *, cls: 
 
 def cost(make: Callable[[], Classifier], size: int = 224) -> tuple[float, float]:
     """Millions of parameters, and billions of multiply-adds for one image (what the field calls GFLOPs), on meta tensors: nothing is computed."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     with torch.device("meta"):
         model = make().eval().requires_grad_(False)
         with FlopCounterMode(display=False) as counter:

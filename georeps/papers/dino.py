@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from georeps.papers import moco
 
@@ -69,6 +68,9 @@ class Dino(nn.Module):
         self.register_buffer("centre", torch.zeros(out))
         self.fetch, self.small, self.momentum, self.large_crop = fetch, small, momentum, large_crop
         self.temperatures = teacher_temperature, student_temperature
+        from torchvision.transforms import v2
+
+        self.crop = v2.RandomResizedCrop
         self.look = v2.Compose([
             v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(0.0 if upright else 0.5),
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8), v2.RandomGrayscale(p=0.2),
@@ -93,5 +95,5 @@ class Dino(nn.Module):
 
     def _view(self, images: Float[Tensor, "b 3 h w"], scale: tuple[float, float]) -> Float[Tensor, "b 3 h w"]:
         """Each group of eight shares its draws."""
-        crop = v2.RandomResizedCrop(tuple(images.shape[-2:]), scale=scale, antialias=True)
+        crop = self.crop(tuple(images.shape[-2:]), scale=scale, antialias=True)
         return torch.cat([self.look(crop(part)) for part in images.split(8)])

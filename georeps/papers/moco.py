@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from georeps.nets import encoders, losses, pooling
 
@@ -154,7 +153,10 @@ class Augmentation:
     def __init__(self, *, crop: float | None = 0.2, flip: bool = True, blur: tuple[float, float] = (0.1, 2.0), group: int = 1):
         if group < 1 or not 0 < blur[0] <= blur[1]:
             raise ValueError(f"group, blur: expected group >= 1 and 0 < low <= high, found {group} and {blur}")
+        from torchvision.transforms import v2
+
         self.crop, self.group = crop, group
+        self.cropped = v2.RandomResizedCrop if crop else None
         self.rest = v2.Compose([
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
             v2.RandomGrayscale(p=0.2),
@@ -163,7 +165,7 @@ class Augmentation:
         ])  # fmt: skip
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        cropped = v2.RandomResizedCrop(tuple(images.shape[-2:]), scale=(self.crop, 1.0)) if self.crop else nn.Identity()
+        cropped = self.cropped(tuple(images.shape[-2:]), scale=(self.crop, 1.0)) if self.crop else nn.Identity()
         return torch.cat([self.rest(cropped(part)) for part in encoders.scale(images).split(self.group)])
 
 

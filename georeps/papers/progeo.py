@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from georeps.nets import losses, pooling
 
@@ -350,8 +349,11 @@ class Augmentation:
     """CosPlace's augmentation, an image at a time: uint8 "b 3 h w" -> [0, 1] of the same size. Nothing is mirrored: a mirrored street is another one."""
 
     def __init__(self, *, jitter: float = 0.7, hue: float = 0.5, crop: float = 0.5):
-        self.jitter, self.crop = v2.ColorJitter(jitter, jitter, jitter, hue), crop
+        from torchvision.transforms import v2
+
+        jitter = v2.ColorJitter(jitter, jitter, jitter, hue)
+        self.change = lambda size: v2.Compose([jitter, v2.RandomResizedCrop(size, scale=(crop, 1.0), antialias=True)])
 
     def __call__(self, images: Tensor) -> Float[Tensor, "b 3 h w"]:
-        change = v2.Compose([self.jitter, v2.RandomResizedCrop(tuple(images.shape[-2:]), scale=(self.crop, 1.0), antialias=True)])
+        change = self.change(tuple(images.shape[-2:]))
         return torch.stack([change(image) for image in images.float() / 255])

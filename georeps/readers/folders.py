@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import scipy.io
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
@@ -144,6 +143,8 @@ def cvact(root: Path | str, part: Literal["train", "val", "test"] = "train", *, 
     The indices of the file are 1-based. Pairs closer than 25 m show the same place: `crossview.same_place` finds them for the
     training loss to ignore. Published evaluations differ on the test part (one-to-one, or any tile within 5 m): say which.
     """
+    import scipy.io
+
     root = Path(root)
     fields = {"train": ("trainSet", "trainInd"), "val": ("valSet", "valInd"), "test": ("valSetAll", "valInd")}
     _one_of("part", part, fields)

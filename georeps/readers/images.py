@@ -12,7 +12,6 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # what converts to 8-bit RGB without a choice
@@ -86,6 +85,8 @@ def load_all(
 
 def load_boxes(paths: Sequence[Path | str], boxes: Sequence[tuple[float, float, float, float]], *, size: tuple[int, int]) -> UInt8[Tensor, "n 3 h w"]:
     """A part of each file, (left, top, right, bottom) in its pixels, resampled to `size` = (height, width)."""
+    from torchvision.transforms.v2.functional import resize
+
     found = []
     for path, (left, top, right, bottom) in zip(paths, boxes, strict=True):
         part = load(path)[:, max(0, math.floor(top)) : math.ceil(bottom), max(0, math.floor(left)) : math.ceil(right)]

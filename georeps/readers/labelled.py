@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import scipy.io
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -57,6 +56,8 @@ def cub(root: Path | str, part: Part = "train", *, missing: Literal["error", "dr
 
 def cars(root: Path | str, part: Part = "train", *, missing: Literal["error", "drop"] = "error") -> Labelled:
     """Cars196: cars_annos.mat and car_ims; classes 1-98 are for training (8,054 images), 99-196 for testing (8,131)."""
+    import scipy.io
+
     root = Path(root)
     path = root / "cars_annos.mat"
     if not path.is_file():

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64, Int64
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from georeps.readers import folders, images
@@ -171,6 +170,8 @@ def part(
 
 def positives(queries: Views, database: Views, metres: float = 25.0) -> list[Int64[Tensor, "_"]]:
     """The database rows at most so many metres from each query, ascending. Across the border of two zones nothing matches."""
+    from scipy.spatial import cKDTree
+
     if metres < 0:
         raise ValueError(f"metres: expected a distance >= 0, found {metres}")
     if bool(queries.zone[0]) != bool(database.zone[0]):

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -53,6 +52,8 @@ def vigor(root: Path | str, *, tiles: int = 8, ground: tuple[int, int] = (128, 2
 
 def cvact(root: Path | str, *, tiles: int = 8, ground: tuple[int, int] = (128, 256), satellite: int = 128) -> None:
     """CVACT's tree and ACT_data.mat: cities 0-3 train, 4-5 val, 6 test; panoramas of the whole sphere, as CVACT's are."""
+    import scipy.io
+
     root = Path(root)
     ids, utm, rows = [], [], {"train": [], "val": [], "test": []}
     for folder, cities in CVACT.items():

