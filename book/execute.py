@@ -134,7 +134,7 @@ def run_notebook(source: Path, target: Path, values: dict) -> None:
 
 
 def refresh(chapter: Path) -> None:
-    """Run a chapter with its own defaults, the smoke profile, and write text and tables into it, without timestamps and pictures."""
+    """Run a chapter with its own defaults, the smoke profile, and write text and tables into it, without timestamps, pictures and page elements."""
     os.environ["TQDM_DISABLE"] = "1"
     with tempfile.TemporaryDirectory() as away:
         target = Path(away) / chapter.name
@@ -144,7 +144,10 @@ def refresh(chapter: Path) -> None:
     for cell in notebook.cells:
         cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
         for output in cell.get("outputs", []):
-            output.get("data", {}).pop("image/png", None)
+            data = output.get("data", {})
+            data.pop("image/png", None)
+            if "<script>" in "".join(data.get("text/html", "")):  # a page element, with pictures of its own
+                del data["text/html"]
     nbformat.write(notebook, chapter)
 
 

@@ -227,16 +227,18 @@ def outlines(kind: Literal["coast", "border"] = "coast", *, resolution: Literal[
 def overlaps(a: Float[Tensor, "n 2"], b: Float[Tensor, "m 2"], *, extent_km: float) -> np.ndarray:
     """For each patch centred at a row of a: does its ground meet that of any patch of b."""
     degrees = extent_km / KM_PER_DEGREE
-    b = b.double()
+    order, b = a[:, 0].argsort(), b.double()[b[:, 0].argsort()]
     half_b = degrees / 2 / torch.deg2rad(b[:, 0]).cos()
-    meets = []
-    for part in a.double().split(512):
+    meets = torch.zeros(len(a), dtype=torch.bool)
+    for rows in order.split(512):  # by latitude, so that few of b can be near
+        part = a[rows].double()
+        low, high = torch.searchsorted(b[:, 0].contiguous(), part[[0, -1], 0] + degrees * torch.tensor([-1.0, 1.0], dtype=torch.float64)).tolist()
         half_a = degrees / 2 / torch.deg2rad(part[:, 0]).cos()
-        apart = (part[:, None, 1] - b[None, :, 1]).abs() % 360
-        wide = torch.minimum(apart, 360 - apart) < half_a[:, None] + half_b[None, :]
-        high = (part[:, None, 0] - b[None, :, 0]).abs() < degrees
-        meets.append((wide & high).any(dim=1))
-    return torch.cat(meets).numpy()
+        apart = (part[:, None, 1] - b[None, low:high, 1]).abs() % 360
+        wide = torch.minimum(apart, 360 - apart) < half_a[:, None] + half_b[None, low:high]
+        near = (part[:, None, 0] - b[None, low:high, 0]).abs() < degrees
+        meets[rows] = (wide & near).any(dim=1)
+    return meets.numpy()
 
 
 def _split_places(split: str, part: str, n: int | None, extent_km: float, spacing_km: float | None, seed: int) -> Places:
