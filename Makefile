@@ -1,7 +1,4 @@
-# make book     environment, every chapter executed, HTML in _build/html      (PROFILE=laptop GPUS=1 DATA_ROOT=)
-# make test     environment, a smoke book, pytest, nbval
-# make run      one chapter: make run CHAPTER=03 PROFILE=gpu SEED=1 DATA_ROOT=/your/pairs SET="epochs=60 batch=64"
-# make refresh  renew the smoke outputs that are committed in book/chapters (CHAPTER=03 for one)
+# A book of reproducible research; make help lists what can be made.
 PROFILE ?= laptop
 SEED ?= 0
 DATA_ROOT ?=
@@ -11,35 +8,55 @@ PYTHON ?= python3
 BIN := .venv/bin
 ENV := .venv/.complete
 SNAKEMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) --quiet progress reason rules host --rerun-incomplete --keep-going --nolock --resources gpu=$(GPUS)
+# small networks spin when several processes have several threads each: one thread a process
+ALONE := TQDM_DISABLE=1 OMP_NUM_THREADS=1
 
-.PHONY: env book test run refresh clean
+.PHONY: help env book test lint smoke check run refresh golden lock clean
 
-book: $(ENV)
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+book: $(ENV)  ## environment, every chapter executed, HTML in _build/html (PROFILE=laptop GPUS=1 DATA_ROOT=)
 	$(SNAKEMAKE) --config profile=$(PROFILE) data_root="$(DATA_ROOT)"
 
-test: $(ENV)
-	$(SNAKEMAKE) --config profile=smoke out=_build/smoke
-	GEOREPS_SMOKE_BOOK=_build/smoke/html TQDM_DISABLE=1 $(BIN)/python -m pytest -q -n 2 tests
-	TQDM_DISABLE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:cacheprovider --nbval --nbval-current-env \
-	  --nbval-cell-timeout 600 --nbval-sanitize-with tests/sanitize.cfg book/chapters
+test: $(ENV)  ## environment, ruff, every chapter once under nbval, its smoke page, pytest
+	@failed=; for step in lint smoke check; do $(MAKE) --no-print-directory $$step || failed="$$failed $$step"; done; \
+	test -z "$$failed" || { echo "make test: failed:$$failed" >&2; exit 1; }
 
-run: $(ENV)
+lint: $(ENV)  ## ruff: rules and format, notebooks too
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+smoke: $(ENV)  ## every chapter once at smoke size under nbval, and the book of these runs
+	$(ALONE) $(SNAKEMAKE) --config profile=smoke out=_build/smoke
+
+check: $(ENV)  ## pytest, the smoke book and its records included
+	$(ALONE) GEOREPS_SMOKE_BOOK=_build/smoke/html $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+
+run: $(ENV)  ## one chapter: make run CHAPTER=03 PROFILE=gpu SEED=1 DATA_ROOT=/your/pairs SET="epochs=60 batch=64"
 	@test -n "$(CHAPTER)" || { echo "say which chapter: make run CHAPTER=03 PROFILE=$(PROFILE) SEED=$(SEED)" >&2; exit 2; }
 	$(BIN)/python book/execute.py $(CHAPTER) --profile $(PROFILE) --seed $(SEED) --data-root "$(DATA_ROOT)" $(addprefix -p ,$(SET))
 
-refresh: $(ENV)
-	$(BIN)/python book/execute.py $(CHAPTER) --refresh
+refresh: $(ENV)  ## renew the smoke outputs that are committed in book/chapters (CHAPTER=03 for one)
+	$(ALONE) $(BIN)/python book/execute.py $(CHAPTER) --refresh
 
-env: $(ENV)
+golden: $(ENV)  ## renew tests/golden from the last smoke runs (RECORDS=folders of the same runs on other processors)
+	$(BIN)/python tests/test_golden.py $(RECORDS)
 
-$(ENV): pyproject.toml constraints.txt
+env: $(ENV)  ## .venv at the versions and hashes of requirements.lock
+
+$(ENV): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "georeps needs Python >= 3.11, found " + sys.version.split()[0] + "; say which: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	@# uv installs in seconds what takes pip minutes; without it, pip
 	if command -v uv >/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check uv; \
-	then PATH="$(BIN):$$PATH" uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[book,test]'; \
-	else $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[book,test]'; fi
+	then install="uv pip install -q --python $(BIN)/python"; else install="$(BIN)/python -m pip install -q --disable-pip-version-check"; fi; \
+	PATH="$(BIN):$$PATH"; $$install --require-hashes -r requirements.lock && $$install --no-deps -e .
 	@touch $(ENV)
 
-clean:
+lock: $(ENV)  ## requirements.lock anew: the newest versions that fit pyproject.toml, with their hashes
+	PATH="$(BIN):$$PATH" uv pip compile pyproject.toml --extra book --extra test --universal --python-version 3.11.5 --generate-hashes \
+	  --no-annotate --no-header --no-emit-index-url --upgrade -q -o requirements.lock
+
+clean:  ## all that was built, but for the environment
 	rm -rf _build .snakemake book/runs book/figures book/results/smoke book/results/laptop book/results/custom

@@ -142,6 +142,7 @@ rule chapter:
         "book/chapters/{chapter}.ipynb",
         "book/params/{chapter}.yml",
         "book/execute.py",
+        "book/sanitize.cfg",
         PACKAGE,
         lambda w: ["book/claims.yml", *glob("book/reference/*.csv")] if w.chapter not in ("01_worlds", "02_search") else [],
     output:

@@ -167,7 +167,7 @@ class Kept:
             nbformat.write(notebook, self.target)
 
 
-def check(chapter: Path, sanitize: Path = BOOK.parent / "tests" / "sanitize.cfg") -> int:
+def check(chapter: Path) -> int:
     """Run a chapter once, with its own defaults, under nbval: a cell that raises or whose text differs fails; the run becomes the smoke page."""
     import pytest
 
@@ -175,7 +175,7 @@ def check(chapter: Path, sanitize: Path = BOOK.parent / "tests" / "sanitize.cfg"
     target = BOOK / "runs" / "smoke" / f"{chapter.stem}-s0.ipynb"
     target.unlink(missing_ok=True)
     options = ["-q", "--no-header", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:jaxtyping"]
-    options += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "600", "--nbval-sanitize-with", str(sanitize)]
+    options += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "600", "--nbval-sanitize-with", str(BOOK / "sanitize.cfg")]
     return int(pytest.main([*options, str(chapter)], plugins=[Kept(target)]))
 
 
@@ -231,6 +231,7 @@ def assignment(text: str) -> tuple[str, object]:
 
 
 def main() -> None:
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # what tqdm says of a notebook without widgets
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chapter", nargs="?", help="a chapter's number or name; all with --refresh and no chapter")
     parser.add_argument("--profile", default="laptop", help=" | ".join(PROFILES))

@@ -19,12 +19,9 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 
 
 @pytest.fixture(scope="module")
-def html() -> Path:
-    if "GEOREPS_SMOKE_BOOK" not in os.environ:
-        pytest.skip("no smoke book was built: run `make test`")
-    folder = Path(__file__).parents[1] / os.environ["GEOREPS_SMOKE_BOOK"]
-    assert (folder / "index.html").is_file(), f"{folder} holds no book"
-    return folder
+def html(smoke_book) -> Path:
+    assert (smoke_book / "index.html").is_file(), f"{smoke_book} holds no book"
+    return smoke_book
 
 
 class Links(HTMLParser):
@@ -46,6 +43,7 @@ def pages(html: Path) -> list[Path]:
     return sorted(p for p in html.rglob("*.html") if "_static" not in p.parts)
 
 
+@functools.cache
 def parsed(path: Path) -> Links:
     links = Links()
     links.feed(path.read_text())
@@ -71,7 +69,7 @@ def test_the_chapters_are_pages_with_figures_and_collapsed_parameters(html):
     names = "01_worlds 02_search 03_crossview 04_pretraining 05_distribution 06_metrix 07_pooling 08_composed 09_domains 10_prompts"
     for name in (names + " 11_geolocation 12_density 13_speed 14_claims").split():
         text = (html / "chapters" / f"{name}.html").read_text()
-        assert "tag_injected-parameters" in text and "tag_hide-input" in text
+        assert "tag_parameters" in text and "tag_hide-input" in text
         assert "papermill-error-cell" not in text and "Traceback" not in text
     assert (html / "chapters" / "03_crossview.html").read_text().count('src="../_images/') >= 4
 
@@ -92,6 +90,7 @@ def address(html):
 BROKEN_IMAGES = "[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
 def test_a_browser_without_network_shows_every_page(html, address):
     """No console error, no failed or outgoing request, no broken image, mathematics typeset."""

@@ -1,6 +1,6 @@
-"""The chapters as runs: what a broken one does, what the smoke runs recorded, and a run on a reader's own pairs.
+"""The chapters as runs: what a broken or a changed one does, what the smoke runs recorded, and runs on a reader's own data.
 
-`make test` builds the smoke book first and names it in GEOREPS_SMOKE_BOOK; without it these tests say so and skip.
+`make test` makes the smoke runs first and names their book in GEOREPS_SMOKE_BOOK; without it the tests of these runs say so and skip.
 """
 
 import functools
@@ -27,10 +27,8 @@ def python(*arguments, cwd=ROOT, **environment) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def smoke():
+def smoke(smoke_book):
     """metric -> value of the smoke runs that `make test` just made."""
-    if "GEOREPS_SMOKE_BOOK" not in os.environ:
-        pytest.skip("no smoke book was built: run `make test`")
     from georeps.lab import records
 
     return {m: v[0] for m, v in records.values(records.records("smoke")).items()}
@@ -49,7 +47,8 @@ def small_book(tmp_path):
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     nbformat.write(v4.new_notebook(cells=cells, metadata=kernel), book / "chapters" / "01_small.ipynb")
     (book / "params" / "01_small.yml").write_text("smoke: {}\nlaptop: {divisor: 0}\ngpu: {divisr: 1}\n")
-    shutil.copy(BOOK / "execute.py", book)
+    for name in ("execute.py", "sanitize.cfg"):
+        shutil.copy(BOOK / name, book)
     return book
 
 
@@ -134,24 +133,35 @@ def test_snakemake_refuses_an_unknown_profile():
     assert run.returncode != 0 and "found 'huge'" in run.stderr + run.stdout
 
 
-def test_nbval_fails_on_a_deliberately_broken_copy_and_passes_on_the_whole_one(tmp_path):
-    """A copy of chapter 02, cut after the collapsed model; in the broken one its stored output says 99%."""
-    notebook = nbformat.read(BOOK / "chapters" / "02_search.ipynb", as_version=4)
-    last = next(i for i, c in enumerate(notebook.cells) if "collapsed model, R@1" in c.source)
-    notebook.cells = notebook.cells[: last + 1]
-    nbformat.write(notebook, tmp_path / "whole.ipynb")
-    (stream,) = notebook.cells[last].outputs
-    assert "100%" in stream.text
-    stream.text = stream.text.replace("100%", "99%")
-    nbformat.write(notebook, tmp_path / "broken.ipynb")
-    shutil.copy(BOOK / "_toc.yml", tmp_path)
-    (tmp_path / "results").mkdir()
-    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, "--nbval", "--nbval-current-env"]
-    arguments += ["--nbval-sanitize-with", ROOT / "tests" / "sanitize.cfg"]
-    whole = python(*arguments, tmp_path / "whole.ipynb", cwd=tmp_path)
-    broken = python(*arguments, tmp_path / "broken.ipynb", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stdout[-3000:]
-    assert broken.returncode == 1 and "1 failed" in broken.stdout and "99%" in broken.stdout
+TABLE = 'import pandas as pd\n\npd.DataFrame({"R@1": [51.5, 76.0]}, index=["frozen", "trained"])'
+
+
+def change(path, cell: int, old: str, new: str) -> None:
+    """In a cell's source or its stored outputs."""
+    notebook = nbformat.read(path, as_version=4)
+    text = json.dumps(notebook.cells[cell])
+    assert old in text
+    notebook.cells[cell] = nbformat.from_dict(json.loads(text.replace(old, new)))
+    nbformat.write(notebook, path)
+
+
+@pytest.mark.long
+def test_a_broken_chapter_a_changed_number_and_a_changed_table_cell_fail_and_leave_no_page(small_book):
+    path, page = small_book / "chapters" / "01_small.ipynb", small_book / "runs" / "smoke" / "01_small-s0.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(v4.new_code_cell(TABLE))
+    nbformat.write(notebook, path)
+    assert python(small_book / "execute.py", "01", "--refresh").returncode == 0
+    whole = path.read_text()
+    run = python(small_book / "execute.py", "01", "--check")
+    assert run.returncode == 0 and "3 passed" in run.stdout, run.stdout
+    assert nbformat.read(page, as_version=4).cells[1].outputs[0].text == "6\n" and "76.0" in page.read_text()
+    for cell, old, new, said in ((1, "6\\\\n", "7\\\\n", "Cell 1"), (2, "76.0", "76.1", "Cell 2"), (1, "6 //", "1 / 0 //", "ZeroDivisionError")):
+        path.write_text(whole)
+        change(path, cell, old, new)
+        run = python(small_book / "execute.py", "01", "--check")
+        assert run.returncode == 1 and said in run.stdout, run.stdout
+        assert not page.exists()
 
 
 def test_smoke_records_keep_their_bounds(smoke):
@@ -275,18 +285,23 @@ def write_tree(root, layout):
      "places": write_places, "vigor": functools.partial(export.vigor, **small), "cvact": functools.partial(export.cvact, **small)}[layout](root)  # fmt: skip
 
 
-def run_on_own_data(tmp_path, chapter, layout, *parameters) -> dict[str, float]:
-    """The metrics of a smoke run of a chapter on a tree of the reader's own."""
-    write_tree(tmp_path / "own", layout)
+def run_chapter(tmp_path, chapter, *parameters) -> dict[str, float]:
+    """The metrics of a smoke run of a chapter with parameters of its own, by papermill alone."""
     run = python(
-        "-m", "papermill", "--cwd", BOOK, "-k", "python3", "--no-progress-bar", BOOK / "chapters" / f"{chapter}.ipynb",
-        tmp_path / "out.ipynb", "-p", "data_root", tmp_path / "own", *parameters,
-        GEOREPS_RESULTS=str(tmp_path / "results"), GEOREPS_CACHE=str(tmp_path / "cache"), TQDM_DISABLE="1",
+        "-m", "papermill", "--cwd", BOOK, "-k", "python3", "--no-progress-bar", BOOK / "chapters" / f"{chapter}.ipynb", tmp_path / "out.ipynb", *parameters,
+        GEOREPS_RESULTS=str(tmp_path / "results"), TQDM_DISABLE="1", OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads((tmp_path / "results" / "smoke" / f"{chapter}-s0.json").read_text())["metrics"]
 
 
+def run_on_own_data(tmp_path, chapter, layout, *parameters) -> dict[str, float]:
+    """The metrics of a smoke run of a chapter on a tree of the reader's own."""
+    write_tree(tmp_path / "own", layout)
+    return run_chapter(tmp_path, chapter, "-p", "data_root", tmp_path / "own", *parameters)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(("layout", "split"), [("pairs", "own"), ("vigor", "cross"), ("cvact", "same")])
 def test_chapter_03_runs_on_a_reader_s_own_tree(tmp_path, layout, split):
     """The path of an owner of VIGOR, CVACT or a folder of pairs, on trees of their form."""
@@ -296,34 +311,47 @@ def test_chapter_03_runs_on_a_reader_s_own_tree(tmp_path, layout, split):
     assert not any(m.startswith(("crossview.offset", "crossview.moment", "crossview.earth")) for m in found), "these need the renderer"
 
 
-def test_chapters_04_and_05_run_on_a_tree_of_vigor_s_form(tmp_path):
-    found = run_on_own_data(tmp_path / "four", "04_pretraining", "vigor", "-p", "layout", "vigor", "-p", "batch", 4, "-y", "tables: ['4.4', '4.6']")
+@pytest.mark.long
+def test_chapter_04_runs_on_a_tree_of_vigor_s_form(tmp_path):
+    found = run_on_own_data(tmp_path, "04_pretraining", "vigor", "-p", "layout", "vigor", "-p", "batch", 4, "-y", "tables: ['4.4', '4.6']")
     wanted = {f"pretraining.siamese.cross.s{n}.r1" for n in range(1, 8)} | {"pretraining.siamese.swapped.s6.r1pct"}
     assert wanted <= set(found) and not any("earth" in m or "leak" in m for m in found)
-    found = run_on_own_data(tmp_path / "five", "05_distribution", "vigor", "-p", "layout", "vigor", "-p", "batch", 4, "-y", "splits: [cross]")
+
+
+@pytest.mark.long
+def test_chapter_05_runs_on_a_tree_of_vigor_s_form(tmp_path):
+    found = run_on_own_data(tmp_path, "05_distribution", "vigor", "-p", "layout", "vigor", "-p", "batch", 4, "-y", "splits: [cross]")
     assert {"distribution.cross.s7.uniformity_all", "distribution.siamese.cross.s2.alpha_0p1.r5", "distribution.unified.printed.r1"} <= set(found)
 
 
-def test_chapters_08_and_09_run_on_trees_of_patterncom_s_and_freedom_s_form(tmp_path):
-    found = run_on_own_data(tmp_path / "eight", "08_composed", "patterncom")
+@pytest.mark.long
+def test_chapter_08_runs_on_a_tree_of_patterncom_s_form(tmp_path):
+    found = run_on_own_data(tmp_path, "08_composed", "patterncom")
     assert {f"attributes.weicom_0p5.{a}" for a in ("color", "context", "density", "existence", "quantity", "shape", "avg")} <= set(found)
     assert not any(m.startswith("attributes.clip") for m in found), "no caption is known of a reader's images"
-    found = run_on_own_data(tmp_path / "nine", "09_domains", "freedom", "-y", "worlds: [ltll]")
+
+
+@pytest.mark.long
+def test_chapter_09_runs_on_a_tree_of_freedom_s_form(tmp_path):
+    found = run_on_own_data(tmp_path, "09_domains", "freedom", "-y", "worlds: [ltll]")
     assert {"domains.ltll.freedom.avg", "domains.ltll.freedom.New", "domains.ltll.memory_database", "domains.ltll.oracle"} <= set(found)
 
 
+@pytest.mark.long
 def test_chapter_06_runs_on_a_folder_of_class_folders(tmp_path):
     found = run_on_own_data(tmp_path, "06_metrix", "classes", "-p", "layout", "folders", "-p", "batch", 12, "-p", "each", 3)
     assert {"metrix.classes.contrastive.feature.map_at_r", "metrix.classes.proxy_anchor.clean.r1", "metrix.positivity.trained.gap"} <= set(found)
     assert not any(m.startswith("metrix.instances") for m in found), "a reader's tree is one world"
 
 
+@pytest.mark.long
 def test_chapter_07_runs_on_a_folder_of_train_and_val(tmp_path):
     found = run_on_own_data(tmp_path, "07_pooling", "train_val", "-y", "tournament: [gap, simpool]")
     assert {"pooling.tournament.simpool.accuracy", "pooling.self_supervised.vit.simpool.knn", "pooling.gamma.resnet.g2_0.accuracy"} <= set(found)
     assert not any(m.startswith(("pooling.boxes", "pooling.background", "pooling.segmentation")) for m in found), "these need boxes and masks"
 
 
+@pytest.mark.long
 def test_chapter_10_runs_on_a_tree_of_the_benchmark_s_form(tmp_path):
     found = run_on_own_data(
         tmp_path, "10_prompts", "places", "-y", "{rows: [classification, both], freezes: [4], token_sweep: [], tokens: 2, prompt_batch: 64}"
@@ -334,21 +362,18 @@ def test_chapter_10_runs_on_a_tree_of_the_benchmark_s_form(tmp_path):
     assert not any(".night." in m or m.startswith("progeo.prompts.") for m in found)
 
 
+@pytest.mark.long
 def test_chapter_11_runs_on_a_tree_of_osv5m_s_form(tmp_path):
     found = run_on_own_data(tmp_path, "11_geolocation", "osv5m", "-p", "batch", 16)
     assert {"geo.sphere.vote.geoscore", "geo.mixture.nll", "geo.regression.one.country", "geo.guidance.w1.recall"} <= set(found)
     assert not any(m.startswith("geo.cross") for m in found), "a reader's tree has one split"
 
 
+@pytest.mark.long
 def test_chapter_12_reads_the_event_lists(tmp_path):
     from georeps.readers import located
 
     for name, head in located.EVENTS.values():
         (tmp_path / name).write_text("about\n" * head + "".join(f"{i % 60 - 30}.5,{(37 * i) % 300 - 150}\n" for i in range(120)))
-    run = python(
-        "-m", "papermill", "--cwd", BOOK, "-k", "python3", "--no-progress-bar", BOOK / "chapters" / "12_density.ipynb", tmp_path / "out.ipynb",
-        "-p", "events_root", tmp_path, "-p", "batch", 32, "-p", "event_epochs", 0.02, GEOREPS_RESULTS=str(tmp_path / "results"), TQDM_DISABLE="1",
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    found = json.loads((tmp_path / "results" / "smoke" / "12_density-s0.json").read_text())["metrics"]
+    found = run_chapter(tmp_path, "12_density", "-p", "events_root", tmp_path, "-p", "batch", 32, "-p", "event_epochs", 0.02)
     assert {f"density.events.{m}.{k}" for m in ("sphere", "mixture") for k in located.EVENTS} <= set(found)

@@ -74,28 +74,29 @@ def test_files_and_functions_stay_small_and_open_with_what_they_are(path):
                 assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
-def test_constraints_are_exact_versions_without_addresses():
-    for line in (ROOT / "constraints.txt").read_text().splitlines():
-        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line), line
+def locked() -> dict[str, str]:
+    """The lock's entries by package: a version, a marker, hashes."""
+    entries = re.split(r"\n(?=\S)", (ROOT / "requirements.lock").read_text().strip())
+    return {re.sub(r"[._-]+", "-", entry.split("==")[0]).lower(): entry for entry in entries}
 
 
-def test_every_requirement_is_held_by_a_constraint():
+def test_the_lock_holds_exact_versions_with_hashes_and_no_address():
+    for entry in locked().values():
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+( ; [^\\\n]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+", entry), entry[:200]
+
+
+def test_every_requirement_is_locked():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    held = {re.sub(r"[._-]+", "-", line.split("==")[0]).lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    for requirement in (r for group in groups for r in group):
-        name = re.sub(r"[._-]+", "-", re.match(r"[A-Za-z0-9._-]+", requirement)[0]).lower()
-        assert name in held, requirement
+    for requirement in (r for group in [project["dependencies"], *project["optional-dependencies"].values()] for r in group):
+        assert re.sub(r"[._-]+", "-", re.match(r"[A-Za-z0-9._-]+", requirement)[0]).lower() in locked(), requirement
 
 
-def test_conda_users_get_the_same_package_under_the_same_constraints():
+def test_conda_users_get_what_is_locked():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
-    assert pip == ["--constraint constraints.txt", f"--editable .[{','.join(project['optional-dependencies'])}]"]
+    assert next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict)) == ["--requirement requirements.lock"]
     assert any(d.startswith(f"python{project['requires-python']}") for d in environment["dependencies"] if isinstance(d, str))
-    install = re.search(r"uv pip install .*", (ROOT / "Makefile").read_text())[0]
-    assert "-c constraints.txt" in install and "-e '.[book,test]'" in install
+    assert "--require-hashes -r requirements.lock" in (ROOT / "Makefile").read_text()
 
 
 def chapters() -> list[Path]:
@@ -110,7 +111,7 @@ def test_chapters_are_committed_with_outputs_and_smoke_parameters(path):
     assert not any(o.get("name") == "stderr" or o.output_type == "error" for c in code for o in c.outputs)
     assert "widgets" not in notebook.metadata
     assert max(len(c.source.splitlines()) for c in code if "parameters" not in c.metadata.get("tags", [])) <= 20
-    assert max(len(line) for c in code if "parameters" not in c.metadata.get("tags", []) for line in c.source.splitlines()) <= 80
+    assert max(len(line) for c in code if "parameters" not in c.metadata.get("tags", []) for line in c.source.splitlines()) <= 88
     tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1 and "hide-input" in tagged[0].metadata.tags
     lines = tagged[0].source.splitlines()
