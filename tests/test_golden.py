@@ -3,9 +3,10 @@
 tests/golden/<chapter>.json     metric -> [value, tolerance], or null for what a clock or a device says (TIMED): it must be there and finite
 
 `make golden` renews them from book/results/smoke. With folders of records of other processors after it (RECORDS=) a tolerance is twice the
-largest difference that any metric of its kind (the last part of its name) shows in its chapter.
+largest difference that any metric of its kind (the last part of its name) shows in its chapter, and at least a query more or less.
 """
 
+import itertools
 import json
 import math
 import re
@@ -63,14 +64,18 @@ def renew(others: list[Path]) -> None:
         chapter = path.stem.removesuffix("-s0")
         own, target = metrics_of(RECORDS, chapter), GOLDEN / f"{chapter}.json"
         before = json.loads(target.read_text()) if target.is_file() else {}
-        spread: dict[str, float] = defaultdict(float)
+        spread, kinds = defaultdict(float), defaultdict(set)
         for metric, value in own.items():
             kind = metric.rpartition(".")[2]
             spread[kind] = max([spread[kind], *(abs(metrics_of(folder, chapter)[metric] - value) for folder in others)])
+            kinds[kind].add(round(value, 6))
+        step = {kind: min(b - a for a, b in itertools.pairwise(sorted(values))) for kind, values in kinds.items() if len(values) > 2}
         lines = []
         for metric, value in sorted(own.items()):
             kept = (before.get(metric) or [0, 0])[1] if not others else 0
-            tolerance = max(kept, 2 * spread[metric.rpartition(".")[2]], EXACT * abs(value), 1e-9)
+            kind = metric.rpartition(".")[2]
+            query = step.get(kind, 0) if step.get(kind, 0) > 0.5 else 0  # values that move in steps: one step, a query more or less
+            tolerance = max(kept, 2 * spread[kind], 1.01 * query, EXACT * abs(value), 1e-9)
             lines.append(f"{json.dumps(metric)}: {'null' if TIMED.search(metric) else json.dumps([float(f'{value:.9g}'), float(f'{tolerance:.2g}')])}")
         target.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
