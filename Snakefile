@@ -93,7 +93,7 @@ rule clip:
         touch("book/runs/{profile}/clip.done"),
     params:
         settings=lambda w: {k: PARAMETERS[SPOKEN[0]][w.profile][f"clip_{k}"] for k in ("tiles", "epochs")},
-    threads: THREADS
+    threads: lambda w: 1 if w.profile == "smoke" else THREADS
     resources:
         gpu=lambda w: int(w.profile == "gpu"),
     shell:

@@ -156,7 +156,7 @@ def test_a_broken_chapter_a_changed_number_and_a_changed_table_cell_fail_and_lea
     run = python(small_book / "execute.py", "01", "--check")
     assert run.returncode == 0 and "3 passed" in run.stdout, run.stdout
     assert nbformat.read(page, as_version=4).cells[1].outputs[0].text == "6\n" and "76.0" in page.read_text()
-    for cell, old, new, said in ((1, "6\\\\n", "7\\\\n", "Cell 1"), (2, "76.0", "76.1", "Cell 2"), (1, "6 //", "1 / 0 //", "ZeroDivisionError")):
+    for cell, old, new, said in ((1, "6\\n", "7\\n", "Cell 1"), (2, "76.0", "76.1", "Cell 2"), (1, "6 //", "1 / 0 //", "ZeroDivisionError")):
         path.write_text(whole)
         change(path, cell, old, new)
         run = python(small_book / "execute.py", "01", "--check")
@@ -222,6 +222,7 @@ def write_pairs(root):
 
 
 def write_patternnet(root):
+    from georeps.tasks import export
     from georeps.worlds import patterns
 
     tiles = patterns.benchmark(scale=0.003)
@@ -247,6 +248,7 @@ def write_freedom(root):
 
 def write_osv5m(root):
     """OSV-5M's tree of embedded patches; a few have no label."""
+    from georeps.tasks import export
     from georeps.worlds import earth
 
     for part, n in (("train", 30), ("test", 12)):

@@ -28,7 +28,7 @@ def schedule(t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     return ((end - ((SIGMOID[1] - SIGMOID[0]) * t + SIGMOID[0]).sigmoid()) / (end - start)).clamp(0, 1)
 
 
-def grid(steps: int, *, even: float = 0.7) -> Float[Tensor, "n"]:
+def grid(steps: int, *, even: float = 0.7) -> Float[Tensor, " n"]:
     """steps + 1 values of s from 0 to 1: the schedule at even times, close together near the data, mixed with even values.
 
     Networks ripple in s (their time embedding has periods down to 0.006), which even values average out best: chapter 12 measures it.
@@ -211,7 +211,7 @@ def _step(slope, x: Tensor, now: Tensor, then: Tensor, method: str) -> tuple[Ten
 
 def divergence(
     velocity: Velocity, x: Float[Tensor, "b 3"], s: Float[Tensor, "a 1"], condition: Float[Tensor, "c d"] | None
-) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b"]]:
+) -> tuple[Float[Tensor, "b 3"], Float[Tensor, " b"]]:
     """The tangent velocity at x and its divergence on S2, exact: two directional derivatives, less 2 <x, v>.
 
     The trace of the Jacobian in R3, which published code takes, adds the derivative along the radius, and is no divergence on S2.
@@ -242,7 +242,7 @@ def log_prob(
     velocity: Velocity, x: Float[Tensor, "b 3"], condition: Float[Tensor, "c d"] | None = None, *, steps: int = 64,
     method: Literal["adams", "heun", "rk4", "dopri5", "reverse"] = "adams", tolerance: float = 1e-6, even: float = 0.7,
     batch: int = 4096,
-) -> Float[Tensor, "b"]:  # fmt: skip
+) -> Float[Tensor, " b"]:  # fmt: skip
     """log p(x) in nats by area of the unit sphere: along the flow back to the noise; uniform is -log 4 pi = -2.531.
 
     "adams" (Adams and Bashforth's second order) asks the network once a step, "heun" twice, "rk4" four times; each evaluation of
@@ -321,7 +321,7 @@ def log_prob_space(
     velocity: adaln.VelocityNet, x: Float[Tensor, "b 3"], condition: Float[Tensor, "c d"] | None = None, *,
     kind: Literal["space", "diffusion", "published"] = "space",
     steps: int = 64, batch: int = 4096,
-) -> Float[Tensor, "b"]:  # fmt: skip
+) -> Float[Tensor, " b"]:  # fmt: skip
     """log p(x) in nats by volume of R3, of a network trained there; the noise is normal.
 
     Not to be compared with `log_prob`: the data lie on a surface, on which the best density by volume is infinite. Heun's steps; a

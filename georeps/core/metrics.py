@@ -18,7 +18,7 @@ from georeps.core import search, sphere
 from georeps.core.kernels import pairs
 
 
-def recall_at(ranks: Int64[Tensor, "q"], k: int) -> float:
+def recall_at(ranks: Int64[Tensor, " q"], k: int) -> float:
     """R@k: share of queries whose match is among the k best (rank < k, rank 0 = best)."""
     if len(ranks) == 0:
         raise ValueError("ranks: expected at least one query, found none")
@@ -28,7 +28,7 @@ def recall_at(ranks: Int64[Tensor, "q"], k: int) -> float:
 
 
 def recall_at_percent(
-    ranks: Int64[Tensor, "q"],
+    ranks: Int64[Tensor, " q"],
     gallery_size: int,
     percent: float = 1.0,
     convention: Literal["floor", "floor+1"] = "floor",
@@ -44,7 +44,7 @@ def recall_at_percent(
     return recall_at(ranks, max(1, k))
 
 
-def mean_reciprocal_rank(ranks: Int64[Tensor, "q"]) -> float:
+def mean_reciprocal_rank(ranks: Int64[Tensor, " q"]) -> float:
     """Mean of 1 / (rank + 1): 1 where every match comes first."""
     if len(ranks) == 0:
         raise ValueError("ranks: expected at least one query, found none")
@@ -54,7 +54,7 @@ def mean_reciprocal_rank(ranks: Int64[Tensor, "q"]) -> float:
 def hit_rate(
     queries: Float[Tensor, "q d"],
     gallery: Float[Tensor, "g d"],
-    positive: Int64[Tensor, "q"],
+    positive: Int64[Tensor, " q"],
     semi: Int64[Tensor, "q s"],
     *,
     definition: Literal["covers", "published"] = "covers",
@@ -77,7 +77,7 @@ def hit_rate(
     return (~(~member & (found.scores >= bar)).any(dim=1)).double().mean().item()
 
 
-def metres(found: Float[Tensor, "q 2"], true: Float[Tensor, "q 2"], *, unit: Literal["metres", "degrees"]) -> Float[Tensor, "q"]:
+def metres(found: Float[Tensor, "q 2"], true: Float[Tensor, "q 2"], *, unit: Literal["metres", "degrees"]) -> Float[Tensor, " q"]:
     """Metre-level error: from each retrieved position to the true one. Degrees are (latitude, longitude), by great circle."""
     if unit not in ("metres", "degrees"):
         raise ValueError(f"unit: expected 'metres' or 'degrees', found {unit!r}")
@@ -86,7 +86,7 @@ def metres(found: Float[Tensor, "q 2"], true: Float[Tensor, "q 2"], *, unit: Lit
     return 1000 * sphere.kilometres(sphere.from_latlon(found.double()), sphere.from_latlon(true.double()))
 
 
-def average_precision(scores: Float[Tensor, "q g"], relevant: Bool[Tensor, "q g"], *, form: Literal["hits", "trapezoid"] = "hits") -> Float[Tensor, "q"]:
+def average_precision(scores: Float[Tensor, "q g"], relevant: Bool[Tensor, "q g"], *, form: Literal["hits", "trapezoid"] = "hits") -> Float[Tensor, " q"]:
     """Average precision of each query over its whole gallery; NaN where nothing is relevant.
 
     "hits": the mean of the precision at each hit (PatternCom, metric learning). "trapezoid": the area under the
@@ -98,7 +98,7 @@ def average_precision(scores: Float[Tensor, "q g"], relevant: Bool[Tensor, "q g"
     return precision_of(hit_places(scores, [row.nonzero()[:, 0] for row in relevant]), form).to(scores)
 
 
-def hit_places(scores: Float[Tensor, "q g"], positives: Sequence[Int64[Tensor, "_"]]) -> Int64[Tensor, "q p"]:
+def hit_places(scores: Float[Tensor, "q g"], positives: Sequence[Int64[Tensor, " _"]]) -> Int64[Tensor, "q p"]:
     """Where each query's positives stand in its ranking, from 1, ascending; 0 fills the rows of queries with fewer.
 
     Among equal scores positives come last. Values are sorted, never indices: on CPU by numpy's vector sort, 30 times faster than argsort.
@@ -116,7 +116,7 @@ def hit_places(scores: Float[Tensor, "q g"], positives: Sequence[Int64[Tensor, "
     return places
 
 
-def precision_of(places: Int64[Tensor, "q p"], form: Literal["hits", "trapezoid"]) -> Float64[Tensor, "q"]:
+def precision_of(places: Int64[Tensor, "q p"], form: Literal["hits", "trapezoid"]) -> Float64[Tensor, " q"]:
     """Average precision from the places of the positives, as `hit_places` gives them; NaN of none."""
     there = places > 0
     found = torch.arange(1, places.shape[1] + 1, device=places.device, dtype=torch.float64)
@@ -129,12 +129,12 @@ def precision_of(places: Int64[Tensor, "q p"], form: Literal["hits", "trapezoid"
 
 def landmark_ap(
     scores: Float[Tensor, "q g"],
-    easy: Sequence[Int64[Tensor, "_"]],
-    hard: Sequence[Int64[Tensor, "_"]],
-    junk: Sequence[Int64[Tensor, "_"]],
+    easy: Sequence[Int64[Tensor, " _"]],
+    hard: Sequence[Int64[Tensor, " _"]],
+    junk: Sequence[Int64[Tensor, " _"]],
     *,
     protocol: Literal["easy", "medium", "hard"],
-) -> Float64[Tensor, "q"]:
+) -> Float64[Tensor, " q"]:
     """Average precision of each query on revisited Oxford and Paris, by trapezoids; NaN of a query without positives.
 
     "medium" looks for the easy and the hard rows of the gallery, "hard" for the hard alone; what is neither sought nor wrong is taken out.
@@ -156,15 +156,15 @@ UNMATCHED = 2**62  # a rank that no k reaches
 
 
 class ClassRetrieval(NamedTuple):
-    rank: Int64[Tensor, "q"]  # of the first of the query's class, 0 = best; UNMATCHED where there is none
-    map_at_r: Float64[Tensor, "q"]  # NaN where there is none
+    rank: Int64[Tensor, " q"]  # of the first of the query's class, 0 = best; UNMATCHED where there is none
+    map_at_r: Float64[Tensor, " q"]  # NaN where there is none
 
 
 def class_retrieval(
     queries: Float[Tensor, "q d"],
-    labels: Int64[Tensor, "q"],
+    labels: Int64[Tensor, " q"],
     gallery: Float[Tensor, "g d"] | None = None,
-    gallery_labels: Int64[Tensor, "g"] | None = None,
+    gallery_labels: Int64[Tensor, " g"] | None = None,
     *,
     chunk: int = 1024,
 ) -> ClassRetrieval:
@@ -195,7 +195,7 @@ def class_retrieval(
     return ClassRetrieval(torch.cat(ranks), torch.cat(precisions))
 
 
-def place_ranks(queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], positives: Sequence[Int64[Tensor, "_"]]) -> Int64[Tensor, "q"]:
+def place_ranks(queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], positives: Sequence[Int64[Tensor, " _"]]) -> Int64[Tensor, " q"]:
     """Rank of the best of each query's positives, 0 = best; UNMATCHED where it has none. A tie with a wrong row counts against the query.
 
     `recall_at` of it is the R@N of place recognition: a query is right when any of the first N is near enough, and those without

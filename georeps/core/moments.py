@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    mean: Float[Tensor, "d"]
+    mean: Float[Tensor, " d"]
     covariance: Float[Tensor, "d d"]
 
     def of(self, queries: Float[Tensor, "q d"], name: str) -> tuple[Float[Tensor, "q 1"], Float[Tensor, "q 1"]]:

@@ -78,11 +78,11 @@ def topk(
 def rank_of(
     queries: Float[Tensor, "q d"],
     gallery: Float[Tensor, "g d"],
-    target: Int64[Tensor, "q *p"],
+    target: Int64[Tensor, " q *p"],
     *,
     backend: Backend = "auto",
     memory: int = MEMORY_BUDGET,
-) -> Int64[Tensor, "q *p"]:
+) -> Int64[Tensor, " q *p"]:
     """Rank of each query's match, 0 = best: how many other gallery rows score at least as high as row `target`.
 
     A tie counts against the query (published code compares strictly and gives a collapsed model 100%). Of p positives a query, "q p", each
@@ -98,7 +98,7 @@ def rank_of(
     return torch.where(targets < 0, -1, ranks).reshape(target.shape)
 
 
-def checked_targets(target: Int64[Tensor, "q *p"], queries: int, gallery: int) -> Int64[Tensor, "q p"]:
+def checked_targets(target: Int64[Tensor, " q *p"], queries: int, gallery: int) -> Int64[Tensor, "q p"]:
     """Targets as `rank_of` takes them, with two axes; ValueError for another shape, or an index that is no gallery row's."""
     if target.ndim not in (1, 2) or len(target) != queries:
         raise ValueError(f"target: expected one gallery index a query, or p of them, for {queries} queries, found shape {tuple(target.shape)}")
@@ -169,7 +169,7 @@ def _at_least_triton(queries: Tensor, gallery: Tensor, bar: Tensor, left_out: Te
 
 
 @torch.no_grad()
-def nearest(queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], *, backend: Backend = "auto", memory: int = MEMORY_BUDGET) -> Float[Tensor, "q"]:
+def nearest(queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], *, backend: Backend = "auto", memory: int = MEMORY_BUDGET) -> Float[Tensor, " q"]:
     """Squared Euclidean distance of each query to its closest gallery row.
 
     Candidates are the rows of largest <q, g> - |g|^2 / 2, both centred on the gallery's mean; their distances are then taken
@@ -194,7 +194,7 @@ def nearest(queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], *, bac
     return torch.cat(distances) if distances else q.new_zeros(0)
 
 
-def _closest_exact(queries: Tensor, gallery: Tensor, half_norm: Tensor) -> Int64[Tensor, "q"]:
+def _closest_exact(queries: Tensor, gallery: Tensor, half_norm: Tensor) -> Int64[Tensor, " q"]:
     best = torch.full((len(queries),), -math.inf, dtype=torch.float64, device=queries.device)
     index = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
     for start in range(0, len(gallery), 16384):
@@ -205,7 +205,7 @@ def _closest_exact(queries: Tensor, gallery: Tensor, half_norm: Tensor) -> Int64
     return index
 
 
-def checked(queries: Tensor, gallery: Tensor) -> Float[Tensor, "q"]:
+def checked(queries: Tensor, gallery: Tensor) -> Float[Tensor, " q"]:
     """Raise on bad input; otherwise the gap below which two float32 scores of a query may be equal."""
     if queries.ndim != 2 or gallery.ndim != 2:
         raise ValueError(f"queries, gallery: expected two axes each, found {queries.ndim} and {gallery.ndim}")
@@ -230,7 +230,7 @@ def rounding(query_norm: Tensor, gallery_norm: Tensor | float, d: int, tensor_co
     return torch.finfo(torch.float32).eps * steps * query_norm * gallery_norm + d * 2.0**-149
 
 
-def finite_norms(name: str, x: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+def finite_norms(name: str, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """Row norms in one pass; one that is not finite shows its row: ValueError by `name`. Squares that float32 cannot hold are taken in float64."""
     norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
     if bool(((norms < 1e-15) | ~(norms < 1e15)).any()):
@@ -260,7 +260,7 @@ def choose(name: str, queries: Tensor, gallery: Tensor, *, width: int = 1, posit
 
 def _candidates(
     backend: str, queries: Tensor, gallery: Tensor, width: int, memory: int, bias: Tensor | None = None
-) -> tuple[Float[Tensor, "q w"], Int64[Tensor, "q w"], Bool[Tensor, "q"]]:
+) -> tuple[Float[Tensor, "q w"], Int64[Tensor, "q w"], Bool[Tensor, " q"]]:
     """The `width` best by float32 scores, ties in any order, and the rows of which that is not sure."""
     if backend == "triton":
         q, g = kernels.common(queries, gallery)
@@ -298,7 +298,7 @@ def _product(queries: Tensor, gallery: Tensor, out: Tensor) -> Tensor:
         return torch.mm(queries.float(), gallery.float().T, out=out)
 
 
-def blocks(rows: Bool[Tensor, "q"], size: int = 256):
+def blocks(rows: Bool[Tensor, " q"], size: int = 256):
     """The marked rows, `size` at a time; none where none is marked."""
     return [block for block in rows.nonzero().flatten().split(size) if len(block)]
 
@@ -326,7 +326,7 @@ def _candidates_torch(queries: Tensor, gallery: Tensor, width: int, memory: int,
     return Neighbours(scores, index)
 
 
-def _order_ties(scores: Tensor, index: Tensor, queries: Tensor, gallery: Tensor, tolerance: Tensor) -> tuple[Tensor, Tensor, Bool[Tensor, "q"]]:
+def _order_ties(scores: Tensor, index: Tensor, queries: Tensor, gallery: Tensor, tolerance: Tensor) -> tuple[Tensor, Tensor, Bool[Tensor, " q"]]:
     """Rescore what stands within rounding of a neighbour and put the rows in order; say which rows had any."""
     close = scores[:, :-1] - scores[:, 1:] <= tolerance[:, None]
     near = F.pad(close, (1, 0)) | F.pad(close, (0, 1))
@@ -355,19 +355,19 @@ def by_score(scores: Float[Tensor, "q n"], index: Int64[Tensor, "q n"]) -> Int64
     return ((torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) << 32) - index).argsort(dim=1, descending=True)
 
 
-def _count(mask: Bool[Tensor, "r c"]) -> Int64[Tensor, "r"]:
+def _count(mask: Bool[Tensor, "r c"]) -> Int64[Tensor, " r"]:
     """True cells of each row; on CPU by numpy, whose count is seven times faster than the sum of a bool tensor."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.count_nonzero(mask.numpy(), axis=1))
     return mask.sum(dim=1)
 
 
-def pair_scores(queries: Tensor, gallery: Tensor, row: Tensor, column: Tensor) -> Float[Tensor, "n"]:
+def pair_scores(queries: Tensor, gallery: Tensor, row: Tensor, column: Tensor) -> Float[Tensor, " n"]:
     """Float64 inner products of listed pairs, rounded to float32: scores as this module defines them."""
     return pair_products(queries, gallery, row, column).float()
 
 
-def pair_products(queries: Tensor, gallery: Tensor, row: Tensor, column: Tensor) -> Float[Tensor, "n"]:
+def pair_products(queries: Tensor, gallery: Tensor, row: Tensor, column: Tensor) -> Float[Tensor, " n"]:
     """Float64 inner products of listed pairs."""
     if queries.is_cuda and kernels.cannot_run(queries, gallery) is None:
         return kernel.exact(*kernels.common(queries, gallery), row, column)
@@ -375,7 +375,7 @@ def pair_products(queries: Tensor, gallery: Tensor, row: Tensor, column: Tensor)
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=queries.device)
 
 
-def _count_near(near: Bool[Tensor, "r c"], queries: Tensor, gallery: Tensor, own: Tensor) -> Int64[Tensor, "r"]:
+def _count_near(near: Bool[Tensor, "r c"], queries: Tensor, gallery: Tensor, own: Tensor) -> Int64[Tensor, " r"]:
     """Of the pairs marked near, those whose float64 score, rounded to float32, is at least the match's own."""
     many = _count(near) > max(256, near.shape[1] // 16)
     count = torch.zeros(len(near), dtype=torch.int64, device=near.device)

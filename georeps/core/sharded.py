@@ -42,8 +42,8 @@ def topk(queries: Float[Tensor, "q d"], shard: Float[Tensor, "s d"], k: int, *, 
 
 
 def rank_of(
-    queries: Float[Tensor, "q d"], shard: Float[Tensor, "s d"], target: Int64[Tensor, "q *p"], *, group: Group = None, backend: search.Backend = "auto"
-) -> Int64[Tensor, "q *p"]:
+    queries: Float[Tensor, "q d"], shard: Float[Tensor, "s d"], target: Int64[Tensor, " q *p"], *, group: Group = None, backend: search.Backend = "auto"
+) -> Int64[Tensor, " q *p"]:
     """`search.rank_of` over the whole gallery; targets are numbers in the whole gallery, -1 where a row of several has fewer."""
     first, total = _place(shard, group)
     targets = search.checked_targets(target, len(queries), total)
@@ -59,7 +59,7 @@ def rank_of(
     return torch.where(targets < 0, -1, ranks).reshape(target.shape)
 
 
-def nearest(queries: Float[Tensor, "q d"], shard: Float[Tensor, "s d"], *, group: Group = None) -> Float[Tensor, "q"]:
+def nearest(queries: Float[Tensor, "q d"], shard: Float[Tensor, "s d"], *, group: Group = None) -> Float[Tensor, " q"]:
     """Squared Euclidean distance of each query to the closest row of the whole gallery."""
     _place(shard, group)
     found = _together(lambda: search.nearest(queries, shard) if len(shard) else queries.new_full((len(queries),), math.inf, dtype=torch.float32), group)

@@ -19,7 +19,7 @@ def log_prob(x: Float[Tensor, "*b 3"], mean: Float[Tensor, "*b 3"], kappa: Float
     return kappa * ((mean * x).sum(-1) - 1) + scale - math.log(2 * math.pi)
 
 
-def sample(mean: Float[Tensor, "b 3"], kappa: Float[Tensor, "b"], *, generator: torch.Generator | None = None) -> Float[Tensor, "b 3"]:
+def sample(mean: Float[Tensor, "b 3"], kappa: Float[Tensor, " b"], *, generator: torch.Generator | None = None) -> Float[Tensor, "b 3"]:
     """One point each, exact: on S2 the cosine to the mean has a closed inverse, 1 + log(u + (1 - u) exp(-2 kappa)) / kappa."""
     u = torch.rand(len(mean), generator=generator, device=mean.device, dtype=mean.dtype)
     safe = kappa.clamp(min=1e-4)
@@ -58,7 +58,7 @@ class Head(nn.Module):
         return -mixture_log_prob(x, *self(features)).mean()
 
 
-def circle_kde(angles: Float[Tensor, "n"], at: Float[Tensor, "m"], kappa: float) -> Float[Tensor, "m"]:
+def circle_kde(angles: Float[Tensor, " n"], at: Float[Tensor, " m"], kappa: float) -> Float[Tensor, " m"]:
     """Density (per radian) at the angles `at` of a sample of angles, by von Mises kernels of concentration `kappa`.
 
     Wang & Isola (2020) draw it of l2-normalised features in the plane. About 1 / sqrt(kappa) radians is the bandwidth; it is never

@@ -132,7 +132,7 @@ class Contrast(nn.Module):
         self.model, self.pixels, self.tokens = model, pixels, tokens
         self.loss = open_clip.ClipLoss()
 
-    def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+    def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         device = self.model.logit_scale.device
         pixels = self.pixels[index].to(device)
         turn, flip = torch.randint(4, (1,)).item(), torch.rand(1).item() < 0.5

@@ -70,7 +70,7 @@ def slider(
     return SLIDER.format(id=name, first=html.escape(words[0]), options=options, data=json.dumps(data).replace("</", "<\\/"))
 
 
-def _packed_scores(row: Float[Tensor, "n"]) -> str:
+def _packed_scores(row: Float[Tensor, " n"]) -> str:
     return base64.b64encode((row.double().numpy() * 65535).round().astype("<u2").tobytes()).decode()
 
 
@@ -158,7 +158,7 @@ def worldmap(
     return WORLDMAP.format(id=html.escape(name), data=json.dumps(data).replace("</", "<\\/"))
 
 
-def _packed_shares(row: Float[Tensor, "g"]) -> str:
+def _packed_shares(row: Float[Tensor, " g"]) -> str:
     """A byte a cell: 0 at the peak, 254 at a share of 0.99, 255 beyond."""
     scaled = torch.where(row > 0.99, torch.tensor(255.0), row / 0.99 * 254)
     return base64.b64encode(scaled.round().to(torch.uint8).numpy().tobytes()).decode()

@@ -49,7 +49,7 @@ class Neighbours(nn.Module):
         self.encoder, self.windows, self.shift, self.temperature = encoder, windows, shift, temperature
         self.head = nn.Sequential(nn.Linear(dim, 256), nn.ReLU(), nn.Linear(256, 128))
 
-    def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+    def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         device = self.head[0].weight.device
         whole, size = self.windows[index].to(device).float() / 255, self.windows.shape[-1] // 2
         first = torch.randint(size + 1, (2,))

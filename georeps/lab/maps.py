@@ -60,7 +60,7 @@ def densities(images: Sequence[UInt8[Tensor, "3 h w"]], log_density: Float[Tenso
     return figure
 
 
-def places(latlon: Float[Tensor, "n 2"], values: Float[Tensor, "n"], *, label: str, title: str = "") -> Figure:
+def places(latlon: Float[Tensor, "n 2"], values: Float[Tensor, " n"], *, label: str, title: str = "") -> Figure:
     """A value of each place as a colour on the map."""
     figure = plots.world(title=title)
     ax = figure.axes[0]
@@ -69,7 +69,7 @@ def places(latlon: Float[Tensor, "n 2"], values: Float[Tensor, "n"], *, label: s
     return figure
 
 
-def calibration(curves: Mapping[str, Float[Tensor, "b"]], areas: Mapping[str, Float[Tensor, "b"]]) -> Figure:
+def calibration(curves: Mapping[str, Float[Tensor, " b"]], areas: Mapping[str, Float[Tensor, " b"]]) -> Figure:
     """Left: share of places inside their credible region against its mass; the diagonal is calibrated. Right: against its area.
 
     `curves` hold for each place the mass that is denser than the truth, `areas` the area (km2) of that region.

@@ -148,8 +148,8 @@ def retrieval_strips(
     queries: UInt8[Tensor, "q 3 h w"],
     gallery: UInt8[Tensor, "g 3 i j"],
     retrieved: Int64[Tensor, "q k"],
-    match: Int64[Tensor, "q"],
-    ranks: Int64[Tensor, "q"] | None = None,
+    match: Int64[Tensor, " q"],
+    ranks: Int64[Tensor, " q"] | None = None,
     *,
     right: Bool[Tensor, "q k"] | None = None,
     names: Sequence[str] | None = None,
@@ -175,7 +175,7 @@ def retrieval_strips(
 
 
 def class_strips(
-    images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, "n"], asked: Int64[Tensor, "q"], found: Int64[Tensor, "q k"], *, names: Sequence[str]
+    images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], asked: Int64[Tensor, " q"], found: Int64[Tensor, "q k"], *, names: Sequence[str]
 ) -> Figure:
     """A row a query: the query and what it finds among the images; the frame is green where the class is right, red elsewhere."""
     n, k = found.shape
@@ -189,7 +189,7 @@ def class_strips(
     return figure
 
 
-def place_classes(corner: Float[Tensor, "c 3"], group: Int64[Tensor, "c"], *, side: float) -> Figure:
+def place_classes(corner: Float[Tensor, "c 3"], group: Int64[Tensor, " c"], *, side: float) -> Figure:
     """Geographic classes of the place with the most of them: an arrow a class, from the middle of its square the way it looks, coloured by its group.
 
     `corner` are metres east and north and degrees, as `progeo.geographic` gives them; without degrees a dot. Places lie over 20 km apart.
@@ -209,7 +209,7 @@ def place_classes(corner: Float[Tensor, "c 3"], group: Int64[Tensor, "c"], *, si
     return figure
 
 
-def heatmap(latlon: Float[Tensor, "g 2"], scores: Float[Tensor, "g"], truth: Float[Tensor, "2"], *, title: str) -> Figure:
+def heatmap(latlon: Float[Tensor, "g 2"], scores: Float[Tensor, " g"], truth: Float[Tensor, "2"], *, title: str) -> Figure:
     """Localization heatmap (thesis, Figure 6.1): the score of one query against every gallery place, on the map."""
     figure = world(title=title)
     ax = figure.axes[0]
@@ -221,7 +221,9 @@ def heatmap(latlon: Float[Tensor, "g 2"], scores: Float[Tensor, "g"], truth: Flo
     return figure
 
 
-def tile_heatmap(position: Float[Tensor, "g 2"], scores: Float[Tensor, "g"], query: Float[Tensor, "2"], covering: Int64[Tensor, "s"], *, title: str) -> Figure:
+def tile_heatmap(
+    position: Float[Tensor, "g 2"], scores: Float[Tensor, " g"], query: Float[Tensor, "2"], covering: Int64[Tensor, " s"], *, title: str
+) -> Figure:
     """Localization heatmap of a city (thesis, Figure 6.1): each tile's centre coloured by its score against one query.
 
     The dotted lines cross where the query was taken; red squares frame the tiles that cover it, the positive first.
@@ -314,7 +316,7 @@ def composed_strips(
     return figure
 
 
-def similarities(panels: Mapping[str, Mapping[str, Float[Tensor, "n"]]], *, xlabel: str) -> Figure:
+def similarities(panels: Mapping[str, Mapping[str, Float[Tensor, " n"]]], *, xlabel: str) -> Figure:
     """A panel a method: the distribution of its scores in each group of gallery images, every group's area 1."""
     figure, axes = plt.subplots(len(panels), 1, figsize=(7, 1.35 * len(panels) + 0.6), layout="constrained", squeeze=False)
     for ax, (title, groups) in zip(axes[:, 0], panels.items(), strict=True):

@@ -67,19 +67,19 @@ def contrasted(trunk: nn.Module, images: UInt8[Tensor, "n 3 h w"], how: Contrast
 class Classification(nn.Module):
     """A step of supervised training: indices -> cross-entropy of a linear layer on the trunk's average-pooled grid."""
 
-    def __init__(self, trunk: nn.Module, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, "n"]):
+    def __init__(self, trunk: nn.Module, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"]):
         super().__init__()
         self.trunk, self.images, self.labels = trunk, images, labels
         self.head = nn.Linear(trunk.out_dim, int(labels.max()) + 1)
 
-    def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+    def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         device = self.head.weight.device
         grid = self.trunk(self.images[index].to(device).float() / 255)
         return F.cross_entropy(self.head(grid.mean(dim=(2, 3))), self.labels[index].to(device))
 
 
 def classified(
-    trunk: nn.Module, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, "n"], recipe: train.Recipe, batch: int, *, label: str = ""
+    trunk: nn.Module, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], recipe: train.Recipe, batch: int, *, label: str = ""
 ) -> trained.Weights:
     """The trunk's weights after supervised classification: the start that stands where the thesis has ImageNet's."""
     step = lambda: Classification(trunk, images, labels).to(next(trunk.parameters()).device)  # noqa: E731
@@ -108,7 +108,7 @@ def load(trunk: nn.Module, weights: trained.Weights | None) -> None:
             parameter.copy_(weights[name])
 
 
-def labelled(world: str, *, n: int, size: tuple[int, int], tiles: int, seed: int) -> tuple[UInt8[Tensor, "n 3 h w"], Int64[Tensor, "n"]]:
+def labelled(world: str, *, n: int, size: tuple[int, int], tiles: int, seed: int) -> tuple[UInt8[Tensor, "n 3 h w"], Int64[Tensor, " n"]]:
     """At most n images and classes of an embedded world, to learn a supervised start from: climates of the "earth", or the "city" of a tile."""
     if world == "earth":
         found = earth.pairs(split="cross", part="train", n=n, size=size[0], seed=seed)

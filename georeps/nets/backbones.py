@@ -134,12 +134,12 @@ class Classifier(nn.Module):
 class Recognition(nn.Module):
     """A step of supervised training: indices of images -> cross-entropy. Images are flipped and, with `turn`, turned by quarters: from above there is no up."""
 
-    def __init__(self, model: nn.Module, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, "n"], *, turn: bool = True):
+    def __init__(self, model: nn.Module, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], *, turn: bool = True):
         super().__init__()
         self.model, self.images, self.turn = model, images, turn
         self.register_buffer("labels", labels)
 
-    def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+    def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         x = self.images[index].to(self.labels.device, non_blocking=True).float() / 255
         if self.training:
             x = x.flip(3) if torch.rand(()) < 0.5 else x

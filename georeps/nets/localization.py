@@ -30,7 +30,7 @@ def max_box_acc_v2(
     return 100 * float(np.mean([(best >= overlap).mean(axis=0).max() for overlap in overlaps]))
 
 
-def attention_auc(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n s s"]) -> Float[Tensor, "n"]:
+def attention_auc(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n s s"]) -> Float[Tensor, " n"]:
     """Of each image, how often a pixel of the object has more attention than one beside it: 1/2 for an even map, whatever the object's size.
 
     NaN where an image is all object or has none.

@@ -208,7 +208,7 @@ class PairLoss:
         similarity: Float[Tensor, "q g"],
         positive: Bool[Tensor, "q g"] | Float[Tensor, "q g"],
         negative: Bool[Tensor, "q g"] | Float[Tensor, "q g"],
-    ) -> Float[Tensor, "q"]:
+    ) -> Float[Tensor, " q"]:
         """The loss of each anchor; `positive` holds y and `negative` 1 - y of the columns that belong to it, else 0."""
         if similarity.shape != positive.shape or similarity.shape != negative.shape:
             shapes = f"{tuple(positive.shape)} and {tuple(negative.shape)}"
@@ -332,7 +332,7 @@ def semi_hard_triplet(similarity: Float[Tensor, "q g"], positive: Bool[Tensor, "
     return torch.where(chosen, margin - gap, 0.0).sum() / chosen.sum().clamp(min=1)
 
 
-def cosface(cosine: Float[Tensor, "b c"], target: Int64[Tensor, "b"], *, margin: float = 0.4, scale: float = 30.0) -> Float[Tensor, "b c"]:
+def cosface(cosine: Float[Tensor, "b c"], target: Int64[Tensor, " b"], *, margin: float = 0.4, scale: float = 30.0) -> Float[Tensor, "b c"]:
     """Logits of CosFace (Wang et al., 2018): the cosine with the own class less a margin, times a scale; their cross-entropy is the loss.
 
     Defaults are CosPlace's, which ProGEO keeps.
@@ -353,7 +353,7 @@ def supervised_contrastive(logits: Float[Tensor, "q g"], positive: Bool[Tensor, 
     return -(log_share.sum(dim=1) / positive.sum(dim=1).clamp(min=1))[there].mean()
 
 
-def weighted_triplet(x: Float[Tensor, "b d"], label: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+def weighted_triplet(x: Float[Tensor, "b d"], label: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
     """log(1 + exp(d_p - d_n)), where d_p is the mean distance to the positives, farther ones weighing more (softmax of the distances),
     and d_n that to the negatives, nearer ones weighing more (Ye et al., 2021). Rows are l2-normalised first; the mean over the anchors.
 

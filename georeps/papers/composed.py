@@ -97,9 +97,9 @@ def weicom_topk(
 
 @torch.no_grad()
 def weicom_rank_of(
-    images: Float[Tensor, "q d"], texts: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], weight: float, target: Int64[Tensor, "q *p"], *,
+    images: Float[Tensor, "q d"], texts: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], weight: float, target: Int64[Tensor, " q *p"], *,
     found: moments.Moments | None = None, backend: search.Backend = "auto",
-) -> Int64[Tensor, "q *p"]:  # fmt: skip
+) -> Int64[Tensor, " q *p"]:  # fmt: skip
     """Rank of each query's positives under WeiCom, as `search.rank_of` defines it; "triton" counts in one pass over the gallery."""
     asked = _Weicom(images, texts, gallery, weight, found)
     targets = search.checked_targets(target, len(images), len(gallery))
@@ -144,7 +144,7 @@ class _Weicom:
         tails = (0.5 * torch.special.erfc(z * math.sqrt(0.5)) for z in (image, text))  # torch's ndtr is 0 beyond 8.3 deviations
         return ((1 - self.weight) * next(tails) + self.weight * next(tails)).float()
 
-    def lacks(self, row: Tensor, column: Tensor) -> Float[Tensor, "n"]:
+    def lacks(self, row: Tensor, column: Tensor) -> Float[Tensor, " n"]:
         products = (search.pair_products(x, self.gallery, row, column) for x in (self.images, self.texts))
         return self._combine(*products, self.statistics[row])
 
@@ -348,9 +348,9 @@ def contextualised(texts: Sequence[str], subjects: Sequence[str], encode: Encode
 class Judged:
     """Average precision in both forms and recall at each k, one value a query; NaN where nothing is right."""
 
-    hits: Float[Tensor, "q"]  # mean precision at each hit: PatternCom's form
-    trapezoid: Float[Tensor, "q"]  # FreeDom's form
-    recall: dict[int, Float[Tensor, "q"]]  # share of the positives among the first k
+    hits: Float[Tensor, " q"]  # mean precision at each hit: PatternCom's form
+    trapezoid: Float[Tensor, " q"]  # FreeDom's form
+    recall: dict[int, Float[Tensor, " q"]]  # share of the positives among the first k
 
     @property
     def empty(self) -> int:
@@ -358,7 +358,7 @@ class Judged:
         return int(self.hits.isnan().sum())
 
 
-def judge(scores: Scores, positives: Sequence[Int64[Tensor, "_"]], *, ks: Sequence[int] = (10, 50), block: int = 256) -> Judged:
+def judge(scores: Scores, positives: Sequence[Int64[Tensor, " _"]], *, ks: Sequence[int] = (10, 50), block: int = 256) -> Judged:
     """Rank every gallery image for every query, a block of queries at a time; a positive tied with others is placed after them."""
     if not len(positives):
         raise ValueError("positives: expected those of at least one query, found none")
@@ -374,7 +374,7 @@ def judge(scores: Scores, positives: Sequence[Int64[Tensor, "_"]], *, ks: Sequen
     return Judged(hits, trapezoid, dict(zip(ks, recall, strict=True)))
 
 
-def average(values: Float[Tensor, "q"], group: Sequence[str], *, empty: Literal["left out", "zero"] = "left out") -> dict[str, float]:
+def average(values: Float[Tensor, " q"], group: Sequence[str], *, empty: Literal["left out", "zero"] = "left out") -> dict[str, float]:
     """The mean of each group in order of first appearance; queries without a positive are left out, or count 0 as in the FreeDom code."""
     found = {}
     for name in dict.fromkeys(group):

@@ -77,7 +77,7 @@ def same_place(position: Float[Tensor, "b 2"], metres: float = 25.0) -> Bool[Ten
     return torch.cdist(position.double(), position.double()) < metres
 
 
-def turn(panorama: Float[Tensor, "b 3 h w"], columns: Int64[Tensor, "b"]) -> Float[Tensor, "b 3 h w"]:
+def turn(panorama: Float[Tensor, "b 3 h w"], columns: Int64[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
     """Each panorama as a camera turned to the right by so many columns would have taken it; they wrap around."""
     width = panorama.shape[-1]
     index = (torch.arange(width, device=panorama.device) + columns[:, None].to(panorama.device)) % width
@@ -96,7 +96,7 @@ class Matching(nn.Module):
     def __init__(
         self,
         model: TwoBranch,
-        fetch: Callable[[Int64[Tensor, "b"]], tuple[Tensor, Tensor]],
+        fetch: Callable[[Int64[Tensor, " b"]], tuple[Tensor, Tensor]],
         *,
         loss: Callable[..., Float[Tensor, ""]] = losses.soft_margin_triplet,
         position: Float[Tensor, "n 2"] | None = None,
@@ -107,7 +107,7 @@ class Matching(nn.Module):
         self.model, self.fetch, self.loss, self.position = model, fetch, loss, position
         self.rotated, self.augment = rotated, augment
 
-    def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+    def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         device = next(self.model.parameters()).device
         ground, satellite = (self.augment(x.to(device, non_blocking=True)) for x in self.fetch(index))
         if self.rotated:

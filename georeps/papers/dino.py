@@ -49,7 +49,7 @@ class Dino(nn.Module):
         self,
         model: nn.Module,
         dim: int,
-        fetch: Callable[[Int64[Tensor, "b"]], Tensor],
+        fetch: Callable[[Int64[Tensor, " b"]], Tensor],
         *,
         out: int = 256,
         small: int = 2,
@@ -76,7 +76,7 @@ class Dino(nn.Module):
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8), v2.RandomGrayscale(p=0.2),
         ])  # fmt: skip
 
-    def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+    def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         images = self.fetch(index).to(self.centre.device, non_blocking=True).float() / 255
         views = [self._view(images, (self.large_crop, 1.0)) for _ in range(2)] + [self._view(images, (0.05, self.large_crop)) for _ in range(self.small)]
         students = self.student(torch.cat(views)).chunk(len(views))

@@ -86,7 +86,7 @@ class Locator(nn.Module):
         return vmf.sample(mean.flatten(0, 1).cpu(), kappa.flatten().cpu(), generator=generator).to(mean).view(rows, n, 3)
 
     @torch.no_grad()
-    def log_prob(self, x: Float[Tensor, "m 3"], features: Float[Tensor, "b d"], *, steps: int = 64) -> Float[Tensor, "m"]:
+    def log_prob(self, x: Float[Tensor, "m 3"], features: Float[Tensor, "b d"], *, steps: int = 64) -> Float[Tensor, " m"]:
         """Log-density in nats by area: of m / b consecutive points for each row of features; ValueError of a kind without one."""
         condition = self.condition(features)
         flow.check_places(x, condition)
@@ -109,7 +109,7 @@ class Lesson(nn.Module):
         super().__init__()
         self.locator, self.features, self.x = locator, features, x
 
-    def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+    def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         device = self.locator.mean.device
         return self.locator.loss(self.features[index].to(device), self.x[index].to(device))
 
@@ -144,7 +144,7 @@ def densest(points: Float[Tensor, "b n 3"], log_density: Float[Tensor, "b n"]) -
 
 @dataclass(frozen=True)
 class Judged:
-    km: Float[Tensor, "b"]  # from each found place to the true one
+    km: Float[Tensor, " b"]  # from each found place to the true one
 
     def measures(self) -> dict[str, float]:
         """GeoScore (0..5000, the mean of scores), mean and median distance (km), recall (%) strictly within RADII."""

@@ -87,24 +87,24 @@ def row(
 class Mixing(NamedTuple):
     """M(a) of all anchors at once: m pairs of sources, and which of them belong to which anchor."""
 
-    first: Int64[Tensor, "m"]
-    second: Int64[Tensor, "m"]
+    first: Int64[Tensor, " m"]
+    second: Int64[Tensor, " m"]
     member: Bool[Tensor, "q m"]
     labels: tuple[float, float]  # y of the first, of the second: 1 a positive, 0 a negative
 
-    def weights(self, lam: Float[Tensor, "m"]) -> tuple[Float[Tensor, "q m"], Float[Tensor, "q m"]]:
+    def weights(self, lam: Float[Tensor, " m"]) -> tuple[Float[Tensor, "q m"], Float[Tensor, "q m"]]:
         """y and 1 - y of each mixed example to each anchor, 0 where it is not in V(a)."""
         label = mix(*(torch.full_like(lam, y) for y in self.labels), lam)
         return self.member * label, self.member * (1 - label)
 
 
-def mix(x: Float[Tensor, "m *s"], y: Float[Tensor, "m *s"], lam: Float[Tensor, "m"]) -> Float[Tensor, "m *s"]:
+def mix(x: Float[Tensor, " m *s"], y: Float[Tensor, " m *s"], lam: Float[Tensor, " m"]) -> Float[Tensor, " m *s"]:
     """lambda x + (1 - lambda) y."""
     lam = lam.view(-1, *[1] * (x.ndim - 1))
     return lam * x + (1 - lam) * y
 
 
-def mixing(pairs: Pair, positive: Bool[Tensor, "q n"], negative: Bool[Tensor, "q n"], own: Int64[Tensor, "q"] | None = None) -> Mixing:
+def mixing(pairs: Pair, positive: Bool[Tensor, "q n"], negative: Bool[Tensor, "q n"], own: Int64[Tensor, " q"] | None = None) -> Mixing:
     """The pairs to mix (Eq. 2.8): U+ x U-, S x U-, U+ x U+ or U- x U-, each pair once however many anchors share it.
 
     `own` is the row of each anchor among the sources, for "anc-neg": among the n examples, or beyond them where an anchor is a proxy.
@@ -154,8 +154,8 @@ class Metrix(nn.Module):
         self,
         model: nn.Module,
         loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-        labels: Int64[Tensor, "n"],
-        fetch: Callable[[Int64[Tensor, "b"]], Tensor],
+        labels: Int64[Tensor, " n"],
+        fetch: Callable[[Int64[Tensor, " b"]], Tensor],
         *,
         augment: Callable[[Tensor], Tensor],
         dim: int,
@@ -177,7 +177,7 @@ class Metrix(nn.Module):
         if synthesis and self.anchor != "proxy":
             raise ValueError(f"synthesis: expected a loss whose anchors are proxies, found anchors {self.anchor!r}")
 
-    def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+    def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         images = self.augment(self.fetch(index).to(self.labels.device, non_blocking=True))
         y = self.labels[index.to(self.labels.device)]
         grid = self.model.trunk(images)
@@ -200,8 +200,8 @@ class Metrix(nn.Module):
         return error + mixup.strength * self.loss(anchors @ v.T, *weights).mean()
 
     def mixed(
-        self, mixup: Mixup, pairs: Pair, images: Tensor, grid: Tensor, e: Float[Tensor, "b d"], y: Int64[Tensor, "b"]
-    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m"], Mixing]:
+        self, mixup: Mixup, pairs: Pair, images: Tensor, grid: Tensor, e: Float[Tensor, "b d"], y: Int64[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"], Mixing]:
         """The mixed embeddings of a batch, their lambda, and whose they are (Eq. 2.4, 2.8)."""
         similarity, positive, negative = self._clean(e, y)
         if mixup.hardest is not None:
@@ -267,7 +267,7 @@ class Metrix(nn.Module):
         same = torch.arange(len(proxies), device=y.device)[:, None] == torch.cat([y, new])
         return self.loss(proxies @ e.T, same, ~same).mean()
 
-    def _lambda(self, mixup: Mixup, m: int, device: torch.device) -> Float[Tensor, "m"]:
+    def _lambda(self, mixup: Mixup, m: int, device: torch.device) -> Float[Tensor, " m"]:
         n = m if mixup.per == "pair" else 1
         return (mixup.largest * torch.distributions.Beta(mixup.alpha, mixup.alpha).sample((n,))).expand(m).to(device)
 

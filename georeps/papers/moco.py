@@ -73,7 +73,7 @@ class MoCo(nn.Module):
     def __init__(
         self,
         trunk: nn.Module,
-        fetch: Callable[[Int64[Tensor, "b"]], Tensor],
+        fetch: Callable[[Int64[Tensor, " b"]], Tensor],
         augment: Callable[[Tensor], Tensor],
         *,
         dim: int = 128,
@@ -88,7 +88,7 @@ class MoCo(nn.Module):
         self.queue = Queue(queue, dim)
         self.fetch, self.augment, self.momentum, self.temperature = fetch, augment, momentum, temperature
 
-    def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+    def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         images = self.fetch(index).to(self.queue.keys.device, non_blocking=True)
         query = self.query(self.augment(images))
         with torch.no_grad():
@@ -111,7 +111,7 @@ class CrossViewMoCo(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        fetch: Callable[[Int64[Tensor, "b"]], tuple[Tensor, Tensor]],
+        fetch: Callable[[Int64[Tensor, " b"]], tuple[Tensor, Tensor]],
         augment: Callable[[Tensor], Tensor] | None = None,
         *,
         dim: int,
@@ -125,7 +125,7 @@ class CrossViewMoCo(nn.Module):
         self.ground_keys, self.satellite_keys = Queue(queue, dim), Queue(queue, dim)
         self.fetch, self.augment, self.momentum, self.temperature = fetch, augment or encoders.scale, momentum, temperature
 
-    def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+    def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         device = self.ground_keys.keys.device
         ground, satellite = (self.augment(x.to(device, non_blocking=True)) for x in self.fetch(index))
         queries = self.model(ground, satellite)

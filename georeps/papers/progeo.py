@@ -27,9 +27,9 @@ PROMPT = "A photo of a {} street."
 class Classes:
     """n of the images, in classes 0..c-1 of groups 0..: `rows[i]` is an image's number, `labels[i]` its class."""
 
-    rows: Int64[Tensor, "n"]
-    labels: Int64[Tensor, "n"]
-    group: Int64[Tensor, "c"]
+    rows: Int64[Tensor, " n"]
+    labels: Int64[Tensor, " n"]
+    group: Int64[Tensor, " c"]
     corner: Float64[Tensor, "c 3"]  # of a class: east and north in metres, heading in degrees, the least of each; NaN without headings
     zone: list[str]  # of a class: UTM zone and hemisphere, "10N"; "" where names say none
 
@@ -37,13 +37,13 @@ class Classes:
     def groups(self) -> int:
         return int(self.group.max()) + 1
 
-    def of_group(self, number: int) -> Int64[Tensor, "m"]:
+    def of_group(self, number: int) -> Int64[Tensor, " m"]:
         """Positions in `rows` of the images of a group."""
         return (self.group[self.labels] == number).nonzero()[:, 0]
 
 
 def geographic(
-    position: Float64[Tensor, "n 2"], heading: Float64[Tensor, "n"], zone: Sequence[str] | None = None, *, M: float = 10.0,
+    position: Float64[Tensor, "n 2"], heading: Float64[Tensor, " n"], zone: Sequence[str] | None = None, *, M: float = 10.0,
     alpha: float | None = 30.0, N: int = 5, L: int = 2, least: int = 10, groups: int = 8, first: int = 0,
 ) -> Classes:  # fmt: skip
     """Classes of `M` metres and `alpha` degrees with at least so many images, in `groups` groups: those from number `first` on, of a fixed shuffle.
@@ -104,7 +104,7 @@ class Prompts(nn.Module):
         if self.end + 1 != self.start + tokens + int(after.argmax()):  # the end of the text was cut off
             raise ValueError(f"tokens: expected a text of at most {model.context_length} tokens, found {text!r} with {tokens} learnable ones")
 
-    def forward(self, classes: Int64[Tensor, "b"], words: Float[Tensor, "b t w"] | None = None) -> Float[Tensor, "b d"]:
+    def forward(self, classes: Int64[Tensor, " b"], words: Float[Tensor, "b t w"] | None = None) -> Float[Tensor, "b d"]:
         """`words` stand in for the learnt ones."""
         model, n = self.tower[0], self.end + 1
         words = self.words[classes] if words is None else words
@@ -132,13 +132,13 @@ def logits(image: Float[Tensor, "b d"], text: Float[Tensor, "c d"], scale: float
 class PromptLearning(nn.Module):
     """Stage 1: positions in `classes.rows` -> L_i2t + L_t2i between fixed image features and the texts of their classes."""
 
-    def __init__(self, prompts: Prompts, features: Float[Tensor, "n d"], labels: Int64[Tensor, "n"], *, scale: float | None):
+    def __init__(self, prompts: Prompts, features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], *, scale: float | None):
         super().__init__()
         self.prompts, self.scale = prompts, scale
         self.register_buffer("features", features, persistent=False)
         self.register_buffer("labels", labels, persistent=False)
 
-    def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+    def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         index = index.to(self.labels.device)
         y = self.labels[index]
         distinct, place = y.unique(return_inverse=True)  # a text is encoded once, however many images share it
@@ -297,7 +297,7 @@ class Guided(nn.Module):
     """
 
     def __init__(
-        self, encoder: Encoder, classes: Classes, inputs: Callable[[Int64[Tensor, "b"]], Tensor], *, dim: int, cached: bool = False,
+        self, encoder: Encoder, classes: Classes, inputs: Callable[[Int64[Tensor, " b"]], Tensor], *, dim: int, cached: bool = False,
         augment: Callable[[Tensor], Tensor] | None = None, text: Float[Tensor, "c d"] | None = None, scale: float | None = None, smoothing: float = 0.1,
         triplet: float = 0.0, margin: float = 0.4, cosface_scale: float = 30.0, speed: float = 10.0,
     ):  # fmt: skip
@@ -328,7 +328,7 @@ class Guided(nn.Module):
         for rows, own in zip(self.classifiers, self.members, strict=True):
             rows.copy_(F.normalize(total[own.to(device)], dim=1) * rows.norm(dim=1, keepdim=True))
 
-    def forward(self, index: Int64[Tensor, "b"]) -> Float[Tensor, ""]:
+    def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         device = self.labels.device
         label = self.labels[index.to(device)]
         number = int(self.group[label[0]])

@@ -48,7 +48,7 @@ class Retrieval:
 
     queries: list[Path]
     gallery: list[Path]
-    positive: Int64[Tensor, "q"]
+    positive: Int64[Tensor, " q"]
     semi: Int64[Tensor, "q 3"] | None = None
     offset: Float[Tensor, "q 2"] | None = None
     query_position: Float64[Tensor, "q 2"] | None = None
@@ -192,7 +192,7 @@ def _one_to_one(queries: list[Path], gallery: list[Path], missing: str, position
     )
 
 
-def _present(queries: list[Path], gallery: list[Path], missing: str) -> tuple[Int64[Tensor, "n"], dict[str, list[str]]]:
+def _present(queries: list[Path], gallery: list[Path], missing: str) -> tuple[Int64[Tensor, " n"], dict[str, list[str]]]:
     """Rows of the queries that are on disk. A missing gallery tile is always an error: it would change every rank."""
     _one_of("missing", missing, ("error", "drop"))
     gone_tiles = [str(p) for p in gallery if not p.is_file()]

@@ -25,7 +25,7 @@ class Labelled:
     """n image files and their classes, 0.. in the order of `names`."""
 
     files: list[Path]
-    labels: Int64[Tensor, "n"]
+    labels: Int64[Tensor, " n"]
     names: list[str]
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
@@ -37,9 +37,9 @@ class Landmarks:
     queries: list[Path]
     boxes: list[tuple[float, float, float, float]]  # left, top, right, bottom in pixels
     gallery: list[Path]
-    easy: list[Int64[Tensor, "_"]]
-    hard: list[Int64[Tensor, "_"]]
-    junk: list[Int64[Tensor, "_"]]
+    easy: list[Int64[Tensor, " _"]]
+    hard: list[Int64[Tensor, " _"]]
+    junk: list[Int64[Tensor, " _"]]
 
 
 def cub(root: Path | str, part: Part = "train", *, missing: Literal["error", "drop"] = "error") -> Labelled:

@@ -48,7 +48,7 @@ class Views:
     files: list[Path]
     position: Float64[Tensor, "n 2"]  # east and north, metres
     zone: list[str]
-    heading: Float64[Tensor, "n"]
+    heading: Float64[Tensor, " n"]
     identity: list[str]
     note: list[str]
     left_out: list[Path] = field(default_factory=list)  # other files below the folder, which are no images
@@ -69,7 +69,7 @@ class Recognition:
 
     database: Views
     queries: Views
-    positives: list[Int64[Tensor, "_"]]
+    positives: list[Int64[Tensor, " _"]]
 
     @property
     def alone(self) -> list[Path]:
@@ -168,7 +168,7 @@ def part(
     return Recognition(database, asked, positives(asked, database, metres) if frames is None else _by_frame(asked, database, frames))
 
 
-def positives(queries: Views, database: Views, metres: float = 25.0) -> list[Int64[Tensor, "_"]]:
+def positives(queries: Views, database: Views, metres: float = 25.0) -> list[Int64[Tensor, " _"]]:
     """The database rows at most so many metres from each query, ascending. Across the border of two zones nothing matches."""
     from scipy.spatial import cKDTree
 
@@ -195,7 +195,7 @@ def _grid(zone: str) -> str:
     return zone[:-1] + ("N" if zone[-1] >= "N" else "S") if zone else ""
 
 
-def _by_frame(queries: Views, database: Views, frames: int) -> list[Int64[Tensor, "_"]]:
+def _by_frame(queries: Views, database: Views, frames: int) -> list[Int64[Tensor, " _"]]:
     at = torch.tensor(_frames(database))
     order = at.argsort(stable=True)
     ordered = at[order]

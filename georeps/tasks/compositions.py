@@ -31,9 +31,9 @@ class Queries:
     averaged over (an attribute and the query's own class and value; a source and a target domain).
     """
 
-    image: Int64[Tensor, "q"]
+    image: Int64[Tensor, " q"]
     text: list[str]
-    positives: list[Int64[Tensor, "_"]]
+    positives: list[Int64[Tensor, " _"]]
     group: list[str]
     value: list[str]
 

@@ -42,7 +42,7 @@ class Cameras:
     """Where views are taken: metres east and north of the city's corner, degrees clockwise from north."""
 
     position: Float[np.ndarray, "n 2"]
-    heading: Float[np.ndarray, "n"]
+    heading: Float[np.ndarray, " n"]
 
 
 def cameras(number: int, *, tiles: int, step: float, drive: int, views: int = 4) -> Cameras:

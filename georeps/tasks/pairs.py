@@ -40,12 +40,12 @@ class Shape:
 class Pairs:
     ground: UInt8[Tensor, "q 3 h w"]  # the queries
     tiles: dict[str, Tensor]  # "plain" | "polar" -> the gallery, uint8 "g 3 i j"
-    positive: Int64[Tensor, "q"]  # gallery row of each query
+    positive: Int64[Tensor, " q"]  # gallery row of each query
     semi: Int64[Tensor, "q s"] | None = None  # VIGOR's other tiles that hold the camera
     position: Float[Tensor, "q 2"] | None = None  # of the queries
     where: Float[Tensor, "g 2"] | None = None  # the gallery's positions
     unit: str = ""  # of the positions: metres | degrees
-    label: Int64[Tensor, "q"] | None = field(default=None)  # the city of each query
+    label: Int64[Tensor, " q"] | None = field(default=None)  # the city of each query
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -56,7 +56,7 @@ class Pairs:
             (view,) = self.tiles
         return self.tiles[view]
 
-    def pick(self, view: str | None = None) -> Callable[[Int64[Tensor, "b"]], tuple[Tensor, Tensor]]:
+    def pick(self, view: str | None = None) -> Callable[[Int64[Tensor, " b"]], tuple[Tensor, Tensor]]:
         """Indices of queries -> their pictures and their positive tiles."""
         gallery = self.gallery(view)
         return lambda index: (self.ground[index], gallery[self.positive[index]])

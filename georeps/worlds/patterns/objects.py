@@ -57,7 +57,7 @@ def draw(folders: Sequence[str], n: int, *, seed: int, zoom: tuple[float, float]
     return found
 
 
-def labels(placed: Sequence[Placed]) -> Int64[Tensor, "n"]:
+def labels(placed: Sequence[Placed]) -> Int64[Tensor, " n"]:
     """Classes 0.. in the order in which folders appear."""
     names = list(dict.fromkeys(p.tile.folder for p in placed))
     return torch.tensor([names.index(p.tile.folder) for p in placed])
@@ -97,7 +97,7 @@ def boxes(placed: Sequence[Placed], *, size: int) -> list[Float[Tensor, "m 4"]]:
 
 
 def backgrounds(
-    pixels: UInt8[Tensor, "n 3 s s"], mask: Bool[Tensor, "n s s"], box: Sequence[Float[Tensor, "_ 4"]], label: Int64[Tensor, "n"], *, seed: int = 0
+    pixels: UInt8[Tensor, "n 3 s s"], mask: Bool[Tensor, "n s s"], box: Sequence[Float[Tensor, "_ 4"]], label: Int64[Tensor, " n"], *, seed: int = 0
 ) -> dict[str, UInt8[Tensor, "n 3 s s"]]:
     """The variants of ImageNet-9: "of" foreground on black, "ms", "mr", "mn" on a background of the same, a random other, the next class, "nf" the
     foreground black, "obb" its box black, "obt" the box filled with what lies beside it; "in9" as it is.
