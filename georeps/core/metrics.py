@@ -27,12 +27,7 @@ def recall_at(ranks: Int64[Tensor, " q"], k: int) -> float:
     return (ranks < k).double().mean().item()
 
 
-def recall_at_percent(
-    ranks: Int64[Tensor, " q"],
-    gallery_size: int,
-    percent: float = 1.0,
-    convention: Literal["floor", "floor+1"] = "floor",
-) -> float:
+def recall_at_percent(ranks: Int64[Tensor, " q"], gallery_size: int, percent: float = 1.0, convention: Literal["floor", "floor+1"] = "floor") -> float:
     """R@p%: recall at a share of the gallery.
 
     "floor": k = floor(p N / 100), at least 1 (Sample4Geo, TransGeo, SAFA's test scripts). "floor+1": one more (VIGOR,
@@ -52,13 +47,9 @@ def mean_reciprocal_rank(ranks: Int64[Tensor, " q"]) -> float:
 
 
 def hit_rate(
-    queries: Float[Tensor, "q d"],
-    gallery: Float[Tensor, "g d"],
-    positive: Int64[Tensor, " q"],
-    semi: Int64[Tensor, "q s"],
-    *,
+    queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], positive: Int64[Tensor, " q"], semi: Int64[Tensor, "q s"], *,
     definition: Literal["covers", "published"] = "covers",
-) -> float:
+) -> float:  # fmt: skip
     """VIGOR's hit rate: the share of queries whose place is found at rank 1; ties count against the query.
 
     "covers", the paper's words: the best tile is the positive or a semi-positive. "published", the paper's code and all that
@@ -128,13 +119,9 @@ def precision_of(places: Int64[Tensor, "q p"], form: Literal["hits", "trapezoid"
 
 
 def landmark_ap(
-    scores: Float[Tensor, "q g"],
-    easy: Sequence[Int64[Tensor, " _"]],
-    hard: Sequence[Int64[Tensor, " _"]],
-    junk: Sequence[Int64[Tensor, " _"]],
-    *,
+    scores: Float[Tensor, "q g"], easy: Sequence[Int64[Tensor, " _"]], hard: Sequence[Int64[Tensor, " _"]], junk: Sequence[Int64[Tensor, " _"]], *,
     protocol: Literal["easy", "medium", "hard"],
-) -> Float64[Tensor, " q"]:
+) -> Float64[Tensor, " q"]:  # fmt: skip
     """Average precision of each query on revisited Oxford and Paris, by trapezoids; NaN of a query without positives.
 
     "medium" looks for the easy and the hard rows of the gallery, "hard" for the hard alone; what is neither sought nor wrong is taken out.
@@ -161,13 +148,9 @@ class ClassRetrieval(NamedTuple):
 
 
 def class_retrieval(
-    queries: Float[Tensor, "q d"],
-    labels: Int64[Tensor, " q"],
-    gallery: Float[Tensor, "g d"] | None = None,
-    gallery_labels: Int64[Tensor, " g"] | None = None,
-    *,
-    chunk: int = 1024,
-) -> ClassRetrieval:
+    queries: Float[Tensor, "q d"], labels: Int64[Tensor, " q"], gallery: Float[Tensor, "g d"] | None = None,
+    gallery_labels: Int64[Tensor, " g"] | None = None, *, chunk: int = 1024,
+) -> ClassRetrieval:  # fmt: skip
     """Who of the query's class is found where: leave-one-out among the queries, or in a gallery (In-Shop).
 
     `recall_at(rank, k)` is the Recall@k of metric learning (dissertation, 2.4.1); MAP@R is the mean over the R gallery items of the query's

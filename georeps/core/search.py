@@ -46,14 +46,7 @@ class Neighbours(NamedTuple):
 
 
 @torch.no_grad()
-def topk(
-    queries: Float[Tensor, "q d"],
-    gallery: Float[Tensor, "g d"],
-    k: int,
-    *,
-    backend: Backend = "auto",
-    memory: int = MEMORY_BUDGET,
-) -> Neighbours:
+def topk(queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], k: int, *, backend: Backend = "auto", memory: int = MEMORY_BUDGET) -> Neighbours:
     """The k gallery rows of largest inner product for each query, in descending order; ties by lower gallery index.
 
     Descriptors may be float16 (stored), bfloat16 or float32; products accumulate and compare in float32. The torch backend never
@@ -76,13 +69,9 @@ def topk(
 
 @torch.no_grad()
 def rank_of(
-    queries: Float[Tensor, "q d"],
-    gallery: Float[Tensor, "g d"],
-    target: Int64[Tensor, " q *p"],
-    *,
-    backend: Backend = "auto",
+    queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], target: Int64[Tensor, " q *p"], *, backend: Backend = "auto",
     memory: int = MEMORY_BUDGET,
-) -> Int64[Tensor, " q *p"]:
+) -> Int64[Tensor, " q *p"]:  # fmt: skip
     """Rank of each query's match, 0 = best: how many other gallery rows score at least as high as row `target`.
 
     A tie counts against the query (published code compares strictly and gives a collapsed model 100%). Of p positives a query, "q p", each
@@ -111,14 +100,9 @@ def checked_targets(target: Int64[Tensor, " q *p"], queries: int, gallery: int) 
 
 @torch.no_grad()
 def at_least(
-    queries: Float[Tensor, "q d"],
-    gallery: Float[Tensor, "g d"],
-    bar: Float[Tensor, "q p"],
-    left_out: Int64[Tensor, "q p"],
-    *,
-    backend: Backend = "auto",
-    memory: int = MEMORY_BUDGET,
-) -> Int64[Tensor, "q p"]:
+    queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], bar: Float[Tensor, "q p"], left_out: Int64[Tensor, "q p"], *,
+    backend: Backend = "auto", memory: int = MEMORY_BUDGET,
+) -> Int64[Tensor, "q p"]:  # fmt: skip
     """How many gallery rows, `left_out` not among them (-1: none), score at least `bar`: what ranks add up from, over the shards of a gallery.
 
     Scores are float64 inner products rounded to float32, as `bar` must be to count ties.

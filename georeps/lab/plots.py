@@ -145,15 +145,9 @@ def frontier(curves: Mapping[str, Mapping[float, Sequence[float]]], *, names: tu
 
 
 def retrieval_strips(
-    queries: UInt8[Tensor, "q 3 h w"],
-    gallery: UInt8[Tensor, "g 3 i j"],
-    retrieved: Int64[Tensor, "q k"],
-    match: Int64[Tensor, " q"],
-    ranks: Int64[Tensor, " q"] | None = None,
-    *,
-    right: Bool[Tensor, "q k"] | None = None,
-    names: Sequence[str] | None = None,
-) -> Figure:
+    queries: UInt8[Tensor, "q 3 h w"], gallery: UInt8[Tensor, "g 3 i j"], retrieved: Int64[Tensor, "q k"], match: Int64[Tensor, " q"],
+    ranks: Int64[Tensor, " q"] | None = None, *, right: Bool[Tensor, "q k"] | None = None, names: Sequence[str] | None = None,
+) -> Figure:  # fmt: skip
     """A row a query: the query, its match, and the best retrieved; the frame is green on the match, or what else is `right`, red elsewhere.
 
     Rows are named by `names`, or by the ranks (0 = best, shown from 1).
@@ -294,14 +288,9 @@ def distributions(rows: Mapping[str, Mapping[str, Float[Tensor, "n 2"]]], *, not
 
 
 def composed_strips(
-    queries: UInt8[Tensor, "q 3 h w"],
-    texts: Sequence[str],
-    gallery: UInt8[Tensor, "g 3 i j"],
-    retrieved: Int64[Tensor, "q k"],
-    right: Bool[Tensor, "q k"],
-    *,
-    names: Sequence[str] | None = None,
-) -> Figure:
+    queries: UInt8[Tensor, "q 3 h w"], texts: Sequence[str], gallery: UInt8[Tensor, "g 3 i j"], retrieved: Int64[Tensor, "q k"],
+    right: Bool[Tensor, "q k"], *, names: Sequence[str] | None = None,
+) -> Figure:  # fmt: skip
     """A row a composed query: its image, its text, and the best retrieved, framed green where right and red where wrong."""
     n, k = retrieved.shape
     figure, axes = plt.subplots(n, k + 1, figsize=(1.05 * (k + 1) + 1, 1.22 * n + 0.2), squeeze=False)

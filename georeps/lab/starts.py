@@ -135,14 +135,9 @@ class Starts:
     """
 
     def __init__(
-        self,
-        trunk: Callable[[Tensor], nn.Module],
-        *,
-        images: Mapping[str, Tensor],
-        supervised: Callable[[], trained.Weights],
-        contrast: Contrast,
+        self, trunk: Callable[[Tensor], nn.Module], *, images: Mapping[str, Tensor], supervised: Callable[[], trained.Weights], contrast: Contrast,
         label: str = "",
-    ):
+    ):  # fmt: skip
         self.trunk, self.how, self.label = trunk, contrast, label
         self.images = {**images, "sat": torch.cat([images["sat train"], images["sat val"]])}
         self.supervised = functools.cache(supervised)

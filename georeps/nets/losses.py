@@ -20,14 +20,9 @@ from georeps.core.kernels import pairs
 
 
 def soft_margin_triplet(
-    ground: Float[Tensor, "b d"],
-    satellite: Float[Tensor, "b d"],
-    gamma: float = 10.0,
-    *,
-    distance: Literal["l2", "squared"] = "l2",
-    gamma_place: Literal["outside", "inside"] = "outside",
-    same_place: Bool[Tensor, "b b"] | None = None,
-) -> Float[Tensor, ""]:
+    ground: Float[Tensor, "b d"], satellite: Float[Tensor, "b d"], gamma: float = 10.0, *, distance: Literal["l2", "squared"] = "l2",
+    gamma_place: Literal["outside", "inside"] = "outside", same_place: Bool[Tensor, "b b"] | None = None,
+) -> Float[Tensor, ""]:  # fmt: skip
     """Mean soft-margin triplet loss over both directions; row i of one view matches row i of the other.
 
     Paper (thesis, Eq. 3.3): log(1 + gamma exp(d_pos - d_neg)) with L2 distances, summed over the 2 B (B - 1) triplets
@@ -54,12 +49,7 @@ def soft_margin_triplet(
     return loss[:, negative].mean()
 
 
-def info_nce(
-    query: Float[Tensor, "b d"],
-    key: Float[Tensor, "b d"],
-    queue: Float[Tensor, "m d"],
-    temperature: float = 0.2,
-) -> Float[Tensor, ""]:
+def info_nce(query: Float[Tensor, "b d"], key: Float[Tensor, "b d"], queue: Float[Tensor, "m d"], temperature: float = 0.2) -> Float[Tensor, ""]:
     """InfoNCE of each query against its own key and the m negatives of the queue (Eq. 3.1); rows are normalised inside.
 
     The mean over the batch, in nats. The other keys of the batch are not negatives (MoCo's convention).
@@ -70,13 +60,9 @@ def info_nce(
 
 
 def symmetric_info_nce(
-    ground: Float[Tensor, "b d"],
-    satellite: Float[Tensor, "b d"],
-    temperature: float | Float[Tensor, ""] = 0.1,
-    *,
-    label_smoothing: float = 0.0,
+    ground: Float[Tensor, "b d"], satellite: Float[Tensor, "b d"], temperature: float | Float[Tensor, ""] = 0.1, *, label_smoothing: float = 0.0,
     same_place: Bool[Tensor, "b b"] | None = None,
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, ""]:  # fmt: skip
     """InfoNCE between the views, both directions averaged: row i of one view matches row i of the other (Sample4Geo, 2023).
 
     The other rows of the batch are the negatives, but for those marked in `same_place`. Sample4Geo learns the temperature, from
@@ -204,11 +190,9 @@ class PairLoss:
     other: Literal["example", "proxy"] = "example"
 
     def __call__(
-        self,
-        similarity: Float[Tensor, "q g"],
-        positive: Bool[Tensor, "q g"] | Float[Tensor, "q g"],
+        self, similarity: Float[Tensor, "q g"], positive: Bool[Tensor, "q g"] | Float[Tensor, "q g"],
         negative: Bool[Tensor, "q g"] | Float[Tensor, "q g"],
-    ) -> Float[Tensor, " q"]:
+    ) -> Float[Tensor, " q"]:  # fmt: skip
         """The loss of each anchor; `positive` holds y and `negative` 1 - y of the columns that belong to it, else 0."""
         if similarity.shape != positive.shape or similarity.shape != negative.shape:
             shapes = f"{tuple(positive.shape)} and {tuple(negative.shape)}"

@@ -54,14 +54,9 @@ class Fitted:
 
 
 def fit(
-    step: nn.Module,
-    batches: Callable[[int], Iterable[Any]],
-    recipe: Recipe,
-    *,
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-    out: Path | str | None = None,
-    label: str = "",
-) -> Fitted:
+    step: nn.Module, batches: Callable[[int], Iterable[Any]], recipe: Recipe, *, evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    out: Path | str | None = None, label: str = "",
+) -> Fitted:  # fmt: skip
     """Train `step` in place. With `out`, a checkpoint each epoch, from which the same call resumes.
 
     `batches(epoch)` must give the same batches whenever it is asked for the same epoch (`shuffled` does). `evaluate`

@@ -33,22 +33,10 @@ class Variant(pooling.Pooling):
     """
 
     def __init__(
-        self,
-        dim: int,
-        gamma: float | None = 2.0,
-        *,
-        heads: int = 1,
-        across: bool = False,
-        layers: int = 1,
-        iterations: int = 1,
-        initial: Literal["gap", "learned", "norm"] = "gap",
-        similarity: Literal["dot", "euclidean", "cosine"] = "dot",
-        k: int = 1,
-        concat: bool = False,
-        shared: bool = False,
-        linear: str = "qk",
-        norm: str = "kv",
-    ):
+        self, dim: int, gamma: float | None = 2.0, *, heads: int = 1, across: bool = False, layers: int = 1, iterations: int = 1,
+        initial: Literal["gap", "learned", "norm"] = "gap", similarity: Literal["dot", "euclidean", "cosine"] = "dot", k: int = 1,
+        concat: bool = False, shared: bool = False, linear: str = "qk", norm: str = "kv",
+    ):  # fmt: skip
         super().__init__(dim, 1 if concat else k)
         choices = [("initial", initial, ("gap", "learned", "norm")), ("similarity", similarity, ("dot", "euclidean", "cosine"))]
         choices += [(name, letter, "qkv") for name, letters in (("linear", linear), ("norm", norm)) if letters != "none" for letter in letters]

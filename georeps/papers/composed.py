@@ -230,15 +230,9 @@ def proxies(
 
 
 def labels(
-    images: Float[Tensor, "q d"],
-    vocabulary: Vocabulary,
-    *,
-    m: int = 7,
-    n: int = 7,
-    k: int = 20,
-    memory: Float[Tensor, "z d"] | None = None,
+    images: Float[Tensor, "q d"], vocabulary: Vocabulary, *, m: int = 7, n: int = 7, k: int = 20, memory: Float[Tensor, "z d"] | None = None,
     own: Literal["memory", "always", "batch"] = "memory",
-) -> list[list[tuple[str, float]]]:
+) -> list[list[tuple[str, float]]]:  # fmt: skip
     """The weighted words of each query: its m nearest (`memory` None, Eq. 4.6), or the m most frequent of k proxies' n each (Eq. 4.14)."""
     if memory is None:
         return [[(word, 1.0) for word in words] for words in vocabulary.nearest(images, m)]
@@ -250,13 +244,9 @@ def labels(
 
 
 def freedom(
-    found: Sequence[Sequence[tuple[str, float]]],
-    texts: Sequence[str],
-    encode: Encode,
-    *,
-    fusion: Literal["early", "late"] = "late",
+    found: Sequence[Sequence[tuple[str, float]]], texts: Sequence[str], encode: Encode, *, fusion: Literal["early", "late"] = "late",
     weighted: bool = True,
-) -> Float[Tensor, "q d"]:
+) -> Float[Tensor, "q d"]:  # fmt: skip
     """Composed queries in the space of the gallery, unit rows (Eq. 4.8-4.17): score them against it by inner product.
 
     `found` are the words of `labels`. "early" encodes all words and the text at once; "late" encodes each word with the text and adds

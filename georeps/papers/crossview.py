@@ -94,15 +94,10 @@ class Matching(nn.Module):
     """
 
     def __init__(
-        self,
-        model: TwoBranch,
-        fetch: Callable[[Int64[Tensor, " b"]], tuple[Tensor, Tensor]],
-        *,
-        loss: Callable[..., Float[Tensor, ""]] = losses.soft_margin_triplet,
-        position: Float[Tensor, "n 2"] | None = None,
-        rotated: bool = False,
+        self, model: TwoBranch, fetch: Callable[[Int64[Tensor, " b"]], tuple[Tensor, Tensor]], *,
+        loss: Callable[..., Float[Tensor, ""]] = losses.soft_margin_triplet, position: Float[Tensor, "n 2"] | None = None, rotated: bool = False,
         augment: Callable[[Tensor], Tensor] = encoders.scale,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.model, self.fetch, self.loss, self.position = model, fetch, loss, position
         self.rotated, self.augment = rotated, augment
@@ -128,16 +123,9 @@ def siamese_vgg(*, width: float = 1.0, dim: int = 4096, blocks: int = 5, last_po
 
 
 def safa(
-    *,
-    ground_size: tuple[int, int],
-    satellite_size: tuple[int, int],
-    width: float = 1.0,
-    heads: int = 8,
-    reduction: Literal["max", "mean"] = "max",
-    blocks: int = 5,
-    last_pool: bool = True,
-    weights: str | None = None,
-) -> TwoBranch:
+    *, ground_size: tuple[int, int], satellite_size: tuple[int, int], width: float = 1.0, heads: int = 8, reduction: Literal["max", "mean"] = "max",
+    blocks: int = 5, last_pool: bool = True, weights: str | None = None,
+) -> TwoBranch:  # fmt: skip
     """SAFA: unshared VGG16 trunks and spatial-aware aggregation; sizes are (height, width) in pixels."""
 
     def branch(size: tuple[int, int]) -> encoders.Descriptor:

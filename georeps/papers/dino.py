@@ -46,19 +46,9 @@ class Dino(nn.Module):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        dim: int,
-        fetch: Callable[[Int64[Tensor, " b"]], Tensor],
-        *,
-        out: int = 256,
-        small: int = 2,
-        momentum: float = 0.99,
-        teacher_temperature: float = 0.04,
-        student_temperature: float = 0.1,
-        large_crop: float = 0.25,
-        upright: bool = False,
-    ):
+        self, model: nn.Module, dim: int, fetch: Callable[[Int64[Tensor, " b"]], Tensor], *, out: int = 256, small: int = 2, momentum: float = 0.99,
+        teacher_temperature: float = 0.04, student_temperature: float = 0.1, large_crop: float = 0.25, upright: bool = False,
+    ):  # fmt: skip
         super().__init__()
         for name, value in (("momentum", momentum), ("large_crop", large_crop)):
             if not 0 < value < 1:

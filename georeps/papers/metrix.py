@@ -151,20 +151,11 @@ class Metrix(nn.Module):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-        labels: Int64[Tensor, " n"],
-        fetch: Callable[[Int64[Tensor, " b"]], Tensor],
-        *,
-        augment: Callable[[Tensor], Tensor],
-        dim: int,
-        mixups: tuple[Mixup, ...] = (),
-        mine: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-        centres: int = 1,
-        speed: float = 10.0,
+        self, model: nn.Module, loss: Callable[[Tensor, Tensor, Tensor], Tensor], labels: Int64[Tensor, " n"],
+        fetch: Callable[[Int64[Tensor, " b"]], Tensor], *, augment: Callable[[Tensor], Tensor], dim: int, mixups: tuple[Mixup, ...] = (),
+        mine: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None, centres: int = 1, speed: float = 10.0,
         synthesis: bool = False,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.model, self.loss, self.fetch, self.augment = model, loss, fetch, augment
         self.mixups, self.mine, self.centres, self.synthesis = mixups, mine, centres, synthesis

@@ -71,16 +71,9 @@ class MoCo(nn.Module):
     """
 
     def __init__(
-        self,
-        trunk: nn.Module,
-        fetch: Callable[[Int64[Tensor, " b"]], Tensor],
-        augment: Callable[[Tensor], Tensor],
-        *,
-        dim: int = 128,
-        queue: int = 16384,
-        momentum: float = 0.999,
-        temperature: float = 0.2,
-    ):
+        self, trunk: nn.Module, fetch: Callable[[Int64[Tensor, " b"]], Tensor], augment: Callable[[Tensor], Tensor], *, dim: int = 128,
+        queue: int = 16384, momentum: float = 0.999, temperature: float = 0.2,
+    ):  # fmt: skip
         super().__init__()
         _check_momentum(momentum)
         self.query = Projected(trunk, dim)
@@ -109,16 +102,9 @@ class CrossViewMoCo(nn.Module):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        fetch: Callable[[Int64[Tensor, " b"]], tuple[Tensor, Tensor]],
-        augment: Callable[[Tensor], Tensor] | None = None,
-        *,
-        dim: int,
-        queue: int = 16384,
-        momentum: float = 0.999,
-        temperature: float = 0.2,
-    ):
+        self, model: nn.Module, fetch: Callable[[Int64[Tensor, " b"]], tuple[Tensor, Tensor]], augment: Callable[[Tensor], Tensor] | None = None, *,
+        dim: int, queue: int = 16384, momentum: float = 0.999, temperature: float = 0.2,
+    ):  # fmt: skip
         super().__init__()
         _check_momentum(momentum)
         self.model, self.slow = model, slow_copy(model)

@@ -87,14 +87,9 @@ def parse_vigor_line(line: str) -> Line:
 
 
 def vigor(
-    root: Path | str,
-    *,
-    split: Literal["same", "cross", "swapped"] = "cross",
-    part: Literal["train", "test"] = "train",
-    labels: Literal["official", "corrected"] = "official",
-    missing: Literal["error", "drop"] = "error",
-    tolerance: float = 64.0,
-) -> Retrieval:
+    root: Path | str, *, split: Literal["same", "cross", "swapped"] = "cross", part: Literal["train", "test"] = "train",
+    labels: Literal["official", "corrected"] = "official", missing: Literal["error", "drop"] = "error", tolerance: float = 64.0,
+) -> Retrieval:  # fmt: skip
     """VIGOR, from the official tree (<City>/panorama) or the re-arranged one (ground/<City>, satellite/<City>).
 
     "cross" trains on New York and Seattle and tests on San Francisco and Chicago, "swapped" the other way round; "same"

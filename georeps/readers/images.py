@@ -69,12 +69,7 @@ class Files(Dataset):
 
 
 def load_all(
-    paths: Sequence[Path | str],
-    *,
-    size: tuple[int, int],
-    rows: tuple[float, float] = (0.0, 1.0),
-    workers: int = 0,
-    batch: int = 64,
+    paths: Sequence[Path | str], *, size: tuple[int, int], rows: tuple[float, float] = (0.0, 1.0), workers: int = 0, batch: int = 64
 ) -> UInt8[Tensor, "n 3 h w"]:
     """Every file, in order, decoded by `workers` processes (0: in this one)."""
     if len(paths) == 0:

@@ -83,15 +83,9 @@ class Patches:
 
 
 def pairs(
-    *,
-    split: Literal["same", "cross", "blocks"],
-    part: Literal["train", "val", "test"],
-    n: int | None = None,
-    size: int = 64,
-    extent_km: float = 240.0,
-    spacing_km: float | None = None,
-    seed: int = 0,
-) -> Pairs:
+    *, split: Literal["same", "cross", "blocks"], part: Literal["train", "val", "test"], n: int | None = None, size: int = 64,
+    extent_km: float = 240.0, spacing_km: float | None = None, seed: int = 0,
+) -> Pairs:  # fmt: skip
     """Optical and relief patches of the same places: the embedded cross-view task.
 
     Splits are by region: "cross" trains on Africa, Europe and North America and tests on the other continents; "same"
@@ -105,15 +99,9 @@ def pairs(
 
 
 def patches(
-    *,
-    split: Literal["same", "cross", "blocks"],
-    part: Literal["train", "val", "test"],
-    n: int | None = None,
-    size: int = 64,
-    extent_km: float = 240.0,
-    spacing_km: float | None = None,
-    seed: int = 0,
-) -> Patches:
+    *, split: Literal["same", "cross", "blocks"], part: Literal["train", "val", "test"], n: int | None = None, size: int = 64,
+    extent_km: float = 240.0, spacing_km: float | None = None, seed: int = 0,
+) -> Patches:  # fmt: skip
     """Optical patches with coordinates, country and climate, split as in `pairs`: the embedded geolocation task."""
     places = _split_places(split, part, n, extent_km, spacing_km, seed)
     return Patches(_images("optical", places, size), places)

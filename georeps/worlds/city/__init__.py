@@ -55,14 +55,9 @@ class Places:
 
 
 def places(
-    *,
-    split: Literal["same", "cross", "swapped"] = "cross",
-    part: Literal["train", "test"] = "train",
-    n: int | None = None,
-    tiles: int = 24,
-    seed: int = 0,
-    cities: Sequence[int] | None = None,
-) -> Places:
+    *, split: Literal["same", "cross", "swapped"] = "cross", part: Literal["train", "test"] = "train", n: int | None = None, tiles: int = 24,
+    seed: int = 0, cities: Sequence[int] | None = None,
+) -> Places:  # fmt: skip
     """Cameras of a part: n drawn with `seed` (all without n), the first n of one order.
 
     Both splits test on the same cameras of the same cities. "cross" trains on all cameras of other cities, "same" on the

@@ -30,16 +30,9 @@ SKY = {  # zenith, horizon, share of ambient light, tint of the sun, share of wi
 
 
 def panoramas(
-    view: Scene,
-    cameras: Float[np.ndarray, "q 2"],
-    *,
-    size: tuple[int, int],
-    heading: Float[np.ndarray, " q"] | None = None,
-    elevation: tuple[float, float] = (-90.0, 90.0),
-    fov: float = 360.0,
-    seed: int = 0,
-    batch: int = 48,
-) -> UInt8[Tensor, "q 3 h w"]:
+    view: Scene, cameras: Float[np.ndarray, "q 2"], *, size: tuple[int, int], heading: Float[np.ndarray, " q"] | None = None,
+    elevation: tuple[float, float] = (-90.0, 90.0), fov: float = 360.0, seed: int = 0, batch: int = 48,
+) -> UInt8[Tensor, "q 3 h w"]:  # fmt: skip
     """Equirectangular views from `cameras`; size is (height, width) in pixels, `fov` the degrees that the width spans.
 
     The centre column looks to `heading` (degrees clockwise from north, default 0: columns run from south over west, north and
