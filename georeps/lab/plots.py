@@ -54,15 +54,13 @@ class _Later:
 mpl, plt, sns = map(_Later, ("matplotlib", "matplotlib.pyplot", "seaborn"))
 
 
-def world(*, title: str = "", imagery: bool = False, extent: tuple[float, float, float, float] | None = None) -> Figure:
+def world(*, title: str = "", extent: tuple[float, float, float, float] | None = None) -> Figure:
     """An empty map, longitude and latitude in degrees, coasts drawn; `extent` = (west, east, south, north)."""
     west, east, south, north = extent or (-180, 180, -60, 75)
     height = 8 * (north - south) / (east - west) + 0.6
     figure, ax = plt.subplots(figsize=(8, min(8, max(3, height))), layout="constrained")
-    if imagery:
-        ax.imshow(earth.layer("optical")[::2, ::2], extent=(-180, 180, -90, 90), interpolation="bilinear")
     for line in earth.outlines("coast", resolution="l" if extent else "c"):
-        ax.plot(*split_at_dateline(line), color="white" if imagery else "0.35", linewidth=0.5, zorder=2)
+        ax.plot(*split_at_dateline(line), color="0.35", linewidth=0.5, zorder=2)
     ax.set(xlim=(west, east), ylim=(south, north), xlabel="longitude (degrees)", ylabel="latitude (degrees)", title=title)
     ax.set_aspect("equal")
     return figure

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from georeps.readers import folders
 from georeps.worlds import patterns
 
 IMAGE_NAME = re.compile(r"([a-z]+)(\d{3,4})\.jpg")
@@ -86,7 +87,7 @@ def patterncom(root: Path | str, *, missing: Literal["error", "drop"] = "error")
         rows += [row for row in found if row[0] in names]
         left_out["missing"] += [row[0] for row in found if row[0] not in names]
         left_out["listed twice"] += twice
-    _check_missing(root, left_out["missing"], missing)
+    folders.check_missing(root, left_out["missing"], missing)
     return Attributes(gallery, rows, left_out)
 
 
@@ -114,8 +115,7 @@ def conversion(root: Path | str, name: str, *, missing: Literal["error", "drop"]
 
     "imagenet_r" and "ltll" ask with the database itself, "minidn" and "nico" with a set of their own.
     """
-    if name not in WORDS:
-        raise ValueError(f"name: expected one of {', '.join(WORDS)}, found {name!r}")
+    folders.one_of("name", name, WORDS)
     lists = {"imagenet_r": ("imgnet_targets.txt",), "ltll": ("full_files.csv",)}  # the other ImageNet list repeats its photographs under other numbers
     domains = tuple(WORDS[name])
     if name in lists:
@@ -124,7 +124,7 @@ def conversion(root: Path | str, name: str, *, missing: Literal["error", "drop"]
     else:
         asked, gallery = (read_conversion_list(Path(root) / name / f"{part}_files.csv", domains) for part in ("query", "database"))
     absent = {p for p, _, _ in [*asked, *gallery] if not (Path(root) / p).is_file()}
-    _check_missing(root, sorted(absent), missing)
+    folders.check_missing(root, sorted(absent), missing)
     asked, gallery = ([row for row in rows if row[0] not in absent] for rows in (asked, gallery))
     called = [c.replace("_", " ") for _, _, c in asked]
     if name == "imagenet_r":
@@ -181,7 +181,7 @@ def _free(root: Path, files: dict[Any, Path], asked: list[tuple[Any, str, list]]
     if unlisted:
         raise ValueError(f"{root}: expected every image of the annotations in the split, found {len(unlisted)} that are not: {', '.join(unlisted[:5])}")
     absent = {name for name, path in files.items() if not path.is_file()}
-    _check_missing(root, sorted(str(files[n]) for n in absent), missing)
+    folders.check_missing(root, sorted(str(files[n]) for n in absent), missing)
     gallery = {name: path for name, path in files.items() if name not in absent}
     left_out = {"missing": sorted(map(str, absent)), "queries": [text for r, text, _ in asked if r not in gallery]}
     kept = [(r, text, [target for target in targets if target in gallery]) for r, text, targets in asked if r in gallery]
@@ -205,10 +205,3 @@ def _has(rows: list[dict], keys: Sequence[str], path: Path) -> None:
         lacking = [k for k in keys if k not in row]
         if lacking:
             raise ValueError(f"{path}, entry {i}: expected keys {', '.join(keys)}, found none named {', '.join(lacking)}")
-
-
-def _check_missing(root: Path | str, names: list[str], missing: str) -> None:
-    if missing not in ("error", "drop"):
-        raise ValueError(f"missing: expected 'error' or 'drop', found {missing!r}")
-    if names and missing == "error":
-        raise FileNotFoundError(f"{root}: expected all images the lists name, found {len(names)} missing: {', '.join(names[:10])}")

@@ -98,9 +98,9 @@ def vigor(
     coordinates in the two names by more than `tolerance` pixels is an error (published ones agree to 6 where corrected).
     """
     root = Path(root)
-    _one_of("split", split, VIGOR_PARTS)
-    _one_of("part", part, VIGOR_PARTS[split])
-    _one_of("labels", labels, ("official", "corrected"))
+    one_of("split", split, VIGOR_PARTS)
+    one_of("part", part, VIGOR_PARTS[split])
+    one_of("labels", labels, ("official", "corrected"))
     cities = VIGOR_PARTS[split][part]
     folder = _vigor_layout(root, cities)
     queries, gallery, lines, index = [], [], [], {}
@@ -117,7 +117,7 @@ def vigor(
         for line in read_lines(_label_file(root, city, split, part, labels), check):
             lines.append(line)
             queries.append(folder("panorama", city) / line.panorama)
-    keep, left_out = _present(queries, gallery, missing)
+    keep, left_out = _present(root, queries, gallery, missing)
     rows = torch.tensor([[index[name] for name in line.satellites] for line in lines]).reshape(-1, 4)[keep]
     return Retrieval(
         [queries[i] for i in keep],
@@ -142,7 +142,7 @@ def cvact(root: Path | str, part: Literal["train", "val", "test"] = "train", *, 
 
     root = Path(root)
     fields = {"train": ("trainSet", "trainInd"), "val": ("valSet", "valInd"), "test": ("valSetAll", "valInd")}
-    _one_of("part", part, fields)
+    one_of("part", part, fields)
     path = next((p for p in (root / "ACT_data.mat", root / "ANU_data_small" / "ACT_data.mat") if p.is_file()), None)
     if path is None:
         raise FileNotFoundError(f"{root}: expected ACT_data.mat, found none")
@@ -158,49 +158,50 @@ def cvact(root: Path | str, part: Literal["train", "val", "test"] = "train", *, 
     folder = root / ("ANU_data_test" if part == "test" else "ANU_data_small")
     queries = [folder / "streetview" / f"{ids[i]}_grdView.jpg" for i in chosen]
     gallery = [folder / "satview_polish" / f"{ids[i]}_satView_polish.jpg" for i in chosen]
-    return _one_to_one(queries, gallery, missing, utm[chosen])
+    return _one_to_one(root, queries, gallery, missing, utm[chosen])
 
 
 def cvusa(root: Path | str, part: Literal["train", "val"] = "train", *, missing: Literal["error", "drop"] = "error") -> Retrieval:
     """CVUSA: splits/<part>-19zl.csv with lines satellite,panorama,annotation (the annotation is not read); one-to-one."""
     root = Path(root)
-    _one_of("part", part, ("train", "val"))
+    one_of("part", part, ("train", "val"))
     pairs = read_lines(root / "splits" / f"{part}-19zl.csv", _cvusa_pair)
-    return _one_to_one([root / street for _, street in pairs], [root / tile for tile, _ in pairs], missing, None)
+    return _one_to_one(root, [root / street for _, street in pairs], [root / tile for tile, _ in pairs], missing, None)
 
 
-def _one_to_one(queries: list[Path], gallery: list[Path], missing: str, position: Tensor | None) -> Retrieval:
-    _one_of("missing", missing, ("error", "drop"))
+def _one_to_one(root: Path, queries: list[Path], gallery: list[Path], missing: str, position: Tensor | None) -> Retrieval:
     gone = [str(p) for pair in zip(queries, gallery, strict=True) for p in pair if not p.is_file()]
     keep = [i for i, pair in enumerate(zip(queries, gallery, strict=True)) if all(p.is_file() for p in pair)]
-    if gone and missing == "error":
-        raise FileNotFoundError(_list_missing(gone))
+    check_missing(root, gone, missing)
     kept = torch.tensor(keep, dtype=torch.int64)
+    there = None if position is None else position[kept]
     return Retrieval(
-        [queries[i] for i in keep],
-        [gallery[i] for i in keep],
-        torch.arange(len(keep)),
-        query_position=None if position is None else position[kept],
-        gallery_position=None if position is None else position[kept],
-        unit="" if position is None else "metres",
-        left_out={"missing on disk": gone} if gone else {},
-    )
+        [queries[i] for i in keep], [gallery[i] for i in keep], torch.arange(len(keep)), query_position=there, gallery_position=there,
+        unit="" if position is None else "metres", left_out={"missing on disk": gone} if gone else {},
+    )  # fmt: skip
 
 
-def _present(queries: list[Path], gallery: list[Path], missing: str) -> tuple[Int64[Tensor, " n"], dict[str, list[str]]]:
+def _present(root: Path, queries: list[Path], gallery: list[Path], missing: str) -> tuple[Int64[Tensor, " n"], dict[str, list[str]]]:
     """Rows of the queries that are on disk. A missing gallery tile is always an error: it would change every rank."""
-    _one_of("missing", missing, ("error", "drop"))
     gone_tiles = [str(p) for p in gallery if not p.is_file()]
     gone = [str(p) for p in queries if not p.is_file()]
-    if gone_tiles or gone and missing == "error":
-        raise FileNotFoundError(_list_missing([*gone_tiles, *gone]))
+    check_missing(root, [*gone_tiles, *gone], "error" if gone_tiles else missing)
     keep = torch.tensor([i for i, p in enumerate(queries) if p.is_file()], dtype=torch.int64)
     return keep, {"missing on disk": gone} if gone else {}
 
 
-def _list_missing(gone: list[str]) -> str:
-    shown = "\n  ".join(gone[:20]) + (f"\n  and {len(gone) - 20} more" if len(gone) > 20 else "")
-    return f"expected every listed image on disk, found {len(gone)} missing:\n  {shown}"
+def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
+    """ValueError by the argument's name where its value is none of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, found {value!r}")
+
+
+def check_missing(root: Path | str, lost: list[str], missing: str) -> None:
+    """What the lists name and the disk lacks, in one error, where `missing` is not "drop"."""
+    one_of("missing", missing, ("error", "drop"))
+    if lost and missing == "error":
+        shown = ", ".join(lost[:20]) + (f" and {len(lost) - 20} more" if len(lost) > 20 else "")
+        raise FileNotFoundError(f"{root}: expected every image the lists name, found {len(lost)} missing: {shown}")
 
 
 def read_lines(path: Path, parse: Callable[[str], Any]) -> list[Any]:
@@ -281,8 +282,3 @@ def _mat_field(path: Path, content: dict, *names: str):
             raise ValueError(f"{path}: expected the field {'.'.join(names)}, found none")
         content = content[name]
     return np.atleast_1d(content)
-
-
-def _one_of(name: str, value: str, allowed: Iterable[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, found {value!r}")

@@ -71,7 +71,7 @@ def cars(root: Path | str, part: Part = "train", *, missing: Literal["error", "d
 
 def sop(root: Path | str, part: Part = "train", *, missing: Literal["error", "drop"] = "error") -> Labelled:
     """Stanford Online Products: Ebay_train.txt (11,318 classes, 59,551 images) and Ebay_test.txt (11,316, 60,502)."""
-    _check_part(part)
+    folders.one_of("part", part, ("train", "test"))
     root = Path(root)
     rows = _table(root / f"Ebay_{part}.txt", ("image_id", "class_id", "super_class_id", "path"), header=1)
     return _labelled([(root / path, class_id) for _, class_id, _, path in rows], root, missing)
@@ -80,8 +80,7 @@ def sop(root: Path | str, part: Part = "train", *, missing: Literal["error", "dr
 def in_shop(root: Path | str, part: Literal["train", "query", "gallery"] = "train", *, missing: Literal["error", "drop"] = "error") -> Labelled:
     """In-Shop: Eval/list_eval_partition.txt; the classes of "query" and "gallery" are numbered alike, for one is searched in the other."""
     root = Path(root)
-    if part not in ("train", "query", "gallery"):
-        raise ValueError(f"part: expected 'train', 'query' or 'gallery', found {part!r}")
+    folders.one_of("part", part, ("train", "query", "gallery"))
     path = next((p for p in (root / "Eval" / "list_eval_partition.txt", root / "list_eval_partition.txt") if p.is_file()), None)
     if path is None:
         raise FileNotFoundError(f"{root}: expected Eval/list_eval_partition.txt, found none")
@@ -100,7 +99,7 @@ def class_folders(root: Path | str, part: Literal["train", "test", "all"] = "tra
     Files of other kinds are named in `left_out`.
     """
     if part != "all":
-        _check_part(part)
+        folders.one_of("part", part, ("train", "test"))
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: expected a folder with a folder a class, found none")
@@ -121,8 +120,7 @@ def class_folders(root: Path | str, part: Literal["train", "test", "all"] = "tra
 
 def landmarks(root: Path | str, name: Literal["roxford5k", "rparis6k"]) -> Landmarks:
     """Revisited Oxford or Paris: <name>/gnd_<name>.pkl and <name>/jpg (Radenovic et al., 2018). The pickle may hold numbers and lists, no code."""
-    if name not in ("roxford5k", "rparis6k"):
-        raise ValueError(f"name: expected 'roxford5k' or 'rparis6k', found {name!r}")
+    folders.one_of("name", name, ("roxford5k", "rparis6k"))
     folder = Path(root) / name
     path = folder / f"gnd_{name}.pkl"
     if not path.is_file():
@@ -138,9 +136,7 @@ def landmarks(root: Path | str, name: Literal["roxford5k", "rparis6k"]) -> Landm
     if len(found["gnd"]) != len(found["qimlist"]):
         raise ValueError(f"{path}: expected a ground truth for each of {len(found['qimlist'])} queries, found {len(found['gnd'])}")
     queries, gallery = ([folder / "jpg" / f"{stem}.jpg" for stem in found[key]] for key in ("qimlist", "imlist"))
-    lost = [str(p) for p in (*queries, *gallery) if not p.is_file()]
-    if lost:
-        raise FileNotFoundError(f"{folder}: expected every image the list names, found {len(lost)} missing: {', '.join(lost[:10])}")
+    folders.check_missing(folder, [str(p) for p in (*queries, *gallery) if not p.is_file()], "error")
     rows = {}
     for key in ("easy", "hard", "junk"):
         rows[key] = [torch.as_tensor(np.asarray(q[key], dtype=np.int64)).reshape(-1) for q in found["gnd"]]
@@ -161,7 +157,7 @@ class _Plain(pickle.Unpickler):
 
 def _half(rows: Sequence[tuple[Path, str, int]], part: str, ends: tuple[int, int], path: Path, missing: str) -> Labelled:
     """The classes up to ends[0] for training, the others for testing."""
-    _check_part(part)
+    folders.one_of("part", part, ("train", "test"))
     for file, _, number in rows:
         if not 1 <= number <= ends[1]:
             raise ValueError(f"{path}: expected classes 1..{ends[1]}, found {number} for {file.name}")
@@ -170,12 +166,9 @@ def _half(rows: Sequence[tuple[Path, str, int]], part: str, ends: tuple[int, int
 
 def _labelled(rows: Iterable[tuple[Path, str]], root: Path, missing: str, names: list[str] | None = None) -> Labelled:
     """Numbers for the classes; files that are not there are an error, or left out and named."""
-    if missing not in ("error", "drop"):
-        raise ValueError(f"missing: expected 'error' or 'drop', found {missing!r}")
     rows = list(rows)
     lost = [str(file) for file, _ in rows if not file.is_file()]
-    if lost and missing == "error":
-        raise FileNotFoundError(f"{root}: expected every image the lists name, found {len(lost)} missing: {', '.join(lost[:10])}")
+    folders.check_missing(root, lost, missing)
     kept = [(file, name) for file, name in rows if file.is_file()] if lost else rows
     if not kept:
         raise ValueError(f"{root}: expected at least one image, found none")
@@ -216,8 +209,3 @@ def _table(path: Path, columns: Sequence[str], *, header: int) -> list[list[str]
         if len(cells) != len(columns):
             raise ValueError(f"{path}, line {number}: expected {len(columns)} columns, found {len(cells)}")
     return lines[header:]
-
-
-def _check_part(part: str) -> None:
-    if part not in ("train", "test"):
-        raise ValueError(f"part: expected 'train' or 'test', found {part!r}")

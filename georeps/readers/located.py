@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from georeps.readers import folders
+
 ADMIN = ("country", "region", "sub-region", "city")  # from the coarse to the fine
 MISSING = ("", "nan", "NaN", "None")  # how data sets say that a label is not known
 EVENTS = {"volcano": ("volerup.csv", 2), "earthquake": ("quakes_all.csv", 4), "flood": ("flood.csv", 2), "fire": ("fire.csv", 1)}  # header lines
@@ -53,8 +55,7 @@ def coordinates(latitude: str | float | int | None, longitude: str | float | int
 
 def events(root: Path | str, kind: Literal["volcano", "earthquake", "flood", "fire"]) -> Located:
     """One of the four earth-event lists (latitude,longitude lines after a header) of Mathieu and Nickel (2020)."""
-    if kind not in EVENTS:
-        raise ValueError(f"kind: expected one of {', '.join(EVENTS)}, found {kind!r}")
+    folders.one_of("kind", kind, EVENTS)
     path = Path(root) / EVENTS[kind][0]
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected the list of events, found no file")
@@ -167,8 +168,7 @@ def shards(folder: Path | str, *, embedding: str = "street_clip") -> Located:
 
 def admin_accuracy(found: Sequence[str | None], true: Sequence[str | None], *, unlabelled: Literal["left out", "wrong"] = "left out") -> tuple[float, int]:
     """Share of places whose name is right, and over how many. A place without a label is left out, or, as published code counts, wrong."""
-    if unlabelled not in ("left out", "wrong"):
-        raise ValueError(f"unlabelled: expected 'left out' or 'wrong', found {unlabelled!r}")
+    folders.one_of("unlabelled", unlabelled, ("left out", "wrong"))
     kept = [(f, t) for f, t in zip(found, true, strict=True) if t is not None or unlabelled == "wrong"]
     return (sum(t is not None and f == t for f, t in kept) / len(kept) if kept else math.nan), len(kept)
 
@@ -213,11 +213,8 @@ def _at(path: Path, number: int, latitude: str | float | int | None, longitude: 
 
 def _kept(root: Path, names: list[str], latlon: list, files: list[Path | None], labels: dict[str, list], missing: str) -> Located:
     """The rows whose image is there; the others in one error, or left out and named."""
-    if missing not in ("error", "drop"):
-        raise ValueError(f"missing: expected 'error' or 'drop', found {missing!r}")
     lost = [name for name, file in zip(names, files, strict=True) if file is None]
-    if lost and missing == "error":
-        raise FileNotFoundError(f"{root}: expected every image the table names, found {len(lost)} missing: {', '.join(lost[:10])}")
+    folders.check_missing(root, lost, missing)
     there = [i for i, file in enumerate(files) if file is not None]
     return Located(
         torch.tensor([latlon[i] for i in there], dtype=torch.float64).view(-1, 2), [names[i] for i in there], [files[i] for i in there],

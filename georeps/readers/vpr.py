@@ -227,8 +227,7 @@ def _only(asked: Views, path: Path) -> Views:
 
 
 def _check_published(name: str, database: int, queries: int, folder: Path) -> None:
-    if name not in PUBLISHED:
-        raise ValueError(f"published: expected one of {', '.join(PUBLISHED)}, found {name!r}")
+    folders.one_of("published", name, PUBLISHED)
     if (database, queries) != PUBLISHED[name]:
         want = "{:,} database views and {:,} queries".format(*PUBLISHED[name])
         hint = "; of MSLS the downloader writes all 11,120 validation queries: pass the official 740 as `only`" if name == "msls" else ""
@@ -236,8 +235,7 @@ def _check_published(name: str, database: int, queries: int, folder: Path) -> No
 
 
 def _part_folder(root: Path | str, part: str) -> Path:
-    if part not in ("train", "val", "test"):
-        raise ValueError(f"part: expected 'train', 'val' or 'test', found {part!r}")
+    folders.one_of("part", part, ("train", "val", "test"))
     for folder in (Path(root) / "images" / part, Path(root) / part):
         if folder.is_dir():
             return folder
