@@ -136,12 +136,12 @@ def test_snakemake_refuses_an_unknown_profile():
 TABLE = 'import pandas as pd\n\npd.DataFrame({"R@1": [51.5, 76.0]}, index=["frozen", "trained"])'
 
 
-def change(path, cell: int, old: str, new: str) -> None:
-    """In a cell's source or its stored outputs."""
+def change(path, cell: int, part: str, old: str, new: str) -> None:
+    """In a cell's "source" or its stored "outputs"."""
     notebook = nbformat.read(path, as_version=4)
-    text = json.dumps(notebook.cells[cell])
+    text = json.dumps(notebook.cells[cell][part])
     assert old in text
-    notebook.cells[cell] = nbformat.from_dict(json.loads(text.replace(old, new)))
+    notebook.cells[cell][part] = nbformat.from_dict(json.loads(text.replace(old, new)))
     nbformat.write(notebook, path)
 
 
@@ -156,9 +156,11 @@ def test_a_broken_chapter_a_changed_number_and_a_changed_table_cell_fail_and_lea
     run = python(small_book / "execute.py", "01", "--check")
     assert run.returncode == 0 and "3 passed" in run.stdout, run.stdout
     assert nbformat.read(page, as_version=4).cells[1].outputs[0].text == "6\n" and "76.0" in page.read_text()
-    for cell, old, new, said in ((1, "6\\n", "7\\n", "Cell 1"), (2, "76.0", "76.1", "Cell 2"), (1, "6 //", "1 / 0 //", "ZeroDivisionError")):
+    for *where, said in (
+        (1, "outputs", "6", "7", "Cell 1"), (2, "outputs", "76.0", "76.1", "Cell 2"), (1, "source", "6 //", "1 / 0 //", "ZeroDivisionError"),
+    ):  # fmt: skip
         path.write_text(whole)
-        change(path, cell, old, new)
+        change(path, *where)
         run = python(small_book / "execute.py", "01", "--check")
         assert run.returncode == 1 and said in run.stdout, run.stdout
         assert not page.exists()
