@@ -23,9 +23,10 @@ test: $(ENV)  ## environment, ruff, every chapter once under nbval, its smoke pa
 	@failed=; for step in lint smoke check; do $(MAKE) --no-print-directory $$step || failed="$$failed $$step"; done; \
 	test -z "$$failed" || { echo "make test: failed:$$failed" >&2; exit 1; }
 
-lint: $(ENV)  ## ruff: rules and format, notebooks too
+lint: $(ENV)  ## ruff: rules and format, notebooks too; zizmor: the hosted workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/zizmor --offline --quiet --no-progress .github/workflows
 
 smoke: $(ENV)  ## every chapter once at smoke size under nbval, and the book of these runs
 	$(ALONE) $(SNAKEMAKE) --config profile=smoke out=_build/smoke

@@ -21,7 +21,7 @@ from georeps.worlds import earth
 Figure, Axes = "matplotlib.figure.Figure", "matplotlib.axes.Axes"
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")  # seaborn's "colorblind"
 TRAIN, TEST = PALETTE[0], PALETTE[1]
-METRIC_ID = re.compile(r"[A-Za-z_]\w*(?:\.\w+)+")  # as study's checks name them
+METRIC_ID = re.compile(r"[A-Za-z_]\w*(?:\.\w+)+")  # as the checks of claims name them
 VERDICTS = {"holds": PALETTE[2], "fails": PALETTE[3], "undecided": PALETTE[7], "not tested": "0.75"}
 
 

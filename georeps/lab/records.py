@@ -113,7 +113,7 @@ def book_folder() -> Path:
         for book in (folder, folder / "book"):
             if (book / "_toc.yml").is_file():
                 return book
-    raise FileNotFoundError(f"study: no book/_toc.yml at or above {Path.cwd()}; set GEOREPS_BOOK to the book's folder")
+    raise FileNotFoundError(f"records: no book/_toc.yml at or above {Path.cwd()}; set GEOREPS_BOOK to the book's folder")
 
 
 def results_folder() -> Path:
