@@ -3,6 +3,8 @@
 import ast
 import graphlib
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -54,6 +56,14 @@ def test_the_map_names_every_module():
     for module in MODULES:
         name = module.split(".")[-1]
         assert re.search(rf"(^|[ ,:]){name}([ ,/;:]|$)", text, re.MULTILINE), f"{module} is not in georeps/__init__.py"
+
+
+def test_nothing_heavy_is_imported_before_it_is_used():
+    """What costs a kernel seconds: a chapter that does not draw or train with it does not wait for it."""
+    heavy = {"open_clip", "timm", "torchvision", "transformers", "sklearn", "playwright", "faiss", "matplotlib", "seaborn", "snakemake"}
+    modules = ", ".join(m for m in MODULES if not m.endswith("kernels.report"))
+    run = subprocess.run([sys.executable, "-c", f"import sys, {modules}; print(*sys.modules)"], capture_output=True, text=True, check=True)
+    assert not heavy & set(run.stdout.split())
 
 
 def test_tests_mirror_the_folders():

@@ -95,7 +95,7 @@ def parse_name(name: str) -> Name:
     return Name(float(cells[0]), float(cells[1]), zone.lstrip("0"), cells[6], float(cells[8]) % 360 if cells[8] else math.nan, cells[12], cells[13])
 
 
-def file_name(name: Name, suffix: str = ".jpg") -> str:
+def file_name(name: Name) -> str:
     """The inverse of `parse_name`, in the widths of the benchmark's own names: metres to the centimetre, whole degrees."""
     for what, value in (("identity", name.identity), ("timestamp", name.timestamp), ("note", name.note)):
         if "@" in value or "/" in value:
@@ -103,7 +103,7 @@ def file_name(name: Name, suffix: str = ".jpg") -> str:
     zone, letter = (name.zone[:-1].zfill(2), name.zone[-1]) if name.zone else ("", "")
     heading = "" if math.isnan(name.heading) else f"{int(name.heading % 360):03d}"
     cells = [f"{name.east:010.2f}", f"{name.north:010.2f}", zone, letter, "", "", name.identity, "", heading, "", "", "", name.timestamp, name.note]
-    return f"@{'@'.join(cells)}@{suffix}"
+    return f"@{'@'.join(cells)}@.jpg"
 
 
 def views(folder: Path | str) -> Views:

@@ -201,3 +201,23 @@ def test_a_table_is_spread_as_the_paper_prints_it_and_no_number_is_lost(unchecke
     assert found["5.2"].loc["Text"].tolist() == ["13.5 | 14.2\u00a0±\u00a03.6", "6.2 | -"]
     with pytest.raises(ValueError, match="found two for 5.2, Text, color"):
         records.spread(pd.concat([compared, compared[:1]]))
+
+
+def test_a_notebook_s_annotated_names_are_its_run_s_parameters(results):
+    names: dict = {}
+    exec('profile: str = "smoke"\nseed: int = 3\ndevice: str = "auto"\ndata_root: str = ""\nepochs: int = 1', names)
+    exec("epochs = 2\nother = 5", names)  # as papermill injects, and as a chapter goes on
+    run = records.Run.of("03_x", names, device="cpu")
+    assert run.record.parameters == {"data_root": "", "epochs": 2}
+    assert (run.record.profile, run.record.seed, run.device) == ("smoke", 3, "cpu")
+    run["a.b"] = 1.0
+    assert [r.metrics for r in run.runs()] == [{"a.b": 1.0}]
+
+
+def test_a_table_has_an_interval_a_cell_and_a_dash_where_nothing_was_recorded(results):
+    write({0: {"a.safa.r1": 1.0, "a.safa.r5": 2.0}, 1: {"a.safa.r1": 3.0, "a.safa.r5": 2.0}})
+    here = records.values(records.records("smoke"))
+    table = records.table(here, {("SAFA", "cross"): "a.safa", ("Siamese", "cross"): "a.siamese"}, {"R@1": "r1", "R@5": "r5"})
+    assert list(table.columns) == ["R@1", "R@5"] and table.loc[("Siamese", "cross")].tolist() == ["-", "-"]
+    assert table.loc[("SAFA", "cross"), "R@1"] == records.format_interval([1.0, 3.0])
+    assert records.table(here, {"SAFA": "a.safa"}, ("r1",), 2).loc["SAFA", "r1"].startswith("2.00")
