@@ -93,11 +93,12 @@ rule clip:
         touch("book/runs/{profile}/clip.done"),
     params:
         settings=lambda w: {k: PARAMETERS[SPOKEN[0]][w.profile][f"clip_{k}"] for k in ("tiles", "epochs")},
+        hidden=lambda w: "CUDA_VISIBLE_DEVICES=" if w.profile == "smoke" else "",
     threads: lambda w: 1 if w.profile == "smoke" else THREADS
     resources:
         gpu=lambda w: int(w.profile == "gpu"),
     shell:
-        "OMP_NUM_THREADS={threads} GEOREPS_SCRATCH=book/runs/scratch/clip {PYTHON:q} -c"
+        "{params.hidden} OMP_NUM_THREADS={threads} GEOREPS_SCRATCH=book/runs/scratch/clip {PYTHON:q} -c"
         " \"from georeps.lab import clip, records; clip.small(device=records.pick_device('auto'), **{params.settings})\" && rm -rf book/runs/scratch/clip"
 
 

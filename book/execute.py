@@ -25,6 +25,7 @@ from papermill.exceptions import PapermillExecutionError
 
 BOOK = Path(__file__).resolve().parent
 PROFILES = ("smoke", "laptop", "gpu", "paper")
+SMOKE = {"TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}  # what is compared is computed on a CPU, whatever there is
 PARAMETER_TAGS = {"parameters", "injected-parameters"}
 
 
@@ -135,7 +136,7 @@ def run_notebook(source: Path, target: Path, values: dict) -> None:
 
 def refresh(chapter: Path) -> None:
     """Run a chapter with its own defaults, the smoke profile, and write text and tables into it, without timestamps, pictures and page elements."""
-    os.environ["TQDM_DISABLE"] = "1"
+    os.environ |= SMOKE
     with tempfile.TemporaryDirectory() as away:
         target = Path(away) / chapter.name
         run_notebook(chapter, target, {})
@@ -171,7 +172,7 @@ def check(chapter: Path) -> int:
     """Run a chapter once, with its own defaults, under nbval: a cell that raises or whose text differs fails; the run becomes the smoke page."""
     import pytest
 
-    os.environ["TQDM_DISABLE"] = "1"
+    os.environ |= SMOKE
     target = BOOK / "runs" / "smoke" / f"{chapter.stem}-s0.ipynb"
     target.unlink(missing_ok=True)
     options = ["-q", "--no-header", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:jaxtyping"]
@@ -234,13 +235,16 @@ def main() -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # what tqdm says of a notebook without widgets
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chapter", nargs="?", help="a chapter's number or name; all with --refresh and no chapter")
-    parser.add_argument("--profile", default="laptop", help=" | ".join(PROFILES))
+    parser.add_argument("--profile", help=f"{' | '.join(PROFILES)}; laptop without")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-p", "--parameter", type=assignment, action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--data-root", default="", help="a folder of your own data; what is in it, each chapter says")
     parser.add_argument("--refresh", action="store_true", help="renew the committed smoke outputs in place")
     parser.add_argument("--check", action="store_true", help="compare a smoke run with the committed outputs, and keep it")
     args = parser.parse_args()
+    args.profile = args.profile or ("smoke" if args.refresh or args.check else "laptop")
+    if (args.refresh or args.check) and (args.profile != "smoke" or args.seed or args.parameter or args.data_root):
+        parser.error("--refresh and --check run a chapter with its own defaults: no profile, seed, parameter or data root beside them")
     if args.refresh:
         for chapter in [find_chapter(args.chapter)] if args.chapter else chapters():
             print(f"chapter {position(chapter)}: {chapter.stem} (refresh)", file=sys.stderr, flush=True)

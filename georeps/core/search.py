@@ -32,7 +32,7 @@ try:
 except ImportError:  # no triton: `kernels.cannot_run` says so
     kernel = None
 
-HAS_FAISS = importlib.util.find_spec("faiss") is not None  # an optional peer: torch alone does the same, more slowly on CPU
+HAS_FAISS = importlib.util.find_spec("faiss") is not None  # an optional peer, imported when first used: torch alone does the same, more slowly on CPU
 Backend = Literal["auto", "torch", "faiss", "triton"]
 MEMORY_BUDGET = 256 * 2**20  # bytes of scores held at a time
 SLACK = 8  # candidates kept beyond k, so that a tie at the k-th place is seen

@@ -207,7 +207,7 @@ def reference(path: Path | str) -> pd.DataFrame:
     `path` is a file, or the name of one in the book's reference folder ("thesis"). Raises ValueError naming the file and line of a row that has not six
     cells or whose value is no number.
     """
-    path = path if isinstance(path, Path) else book_folder() / "reference" / f"{path}.csv"
+    path = Path(path) if Path(path).suffix else book_folder() / "reference" / f"{path}.csv"
     with path.open(newline="") as file:
         lines = csv.reader(file)
         header = next(lines, [])

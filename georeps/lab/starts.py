@@ -1,6 +1,6 @@
 """Stage 1 of the thesis: trunks trained on images of one view, and the starts of Table 3.1 that pair them.
 
-    starts = starts.Starts(make_trunk, images=starts.images_of(train, test, equal=True), supervised=..., contrast=how)
+    found = starts.Starts(make_trunk, images=starts.images_of(train, test, equal=True), supervised=..., contrast=how)
     found.load(model, setting=6)       both branches of a two-branch model;  found.weights("sat train*") for one
 
 Trained weights are stored by content (`trained.once`), so that chapters which ask for the same start train it once.
@@ -92,7 +92,7 @@ def _trained(name, trunk, step, part, tensors, recipe, batch, settings, label) -
         "start": cache.digest(*trunk.state_dict().values()), "images": cache.digest(*tensors), "settings": settings,
         "device": next(trunk.parameters()).device.type,
     }  # fmt: skip
-    found = trained.once(name, step, part, n=len(tensors[0]), batch=batch, recipe=recipe, key=key, code=__name__, label=label)
+    found = trained.once(name, step, part, n=len(tensors[0]), batch=batch, recipe=recipe, key=key, code=__name__, libraries=("torchvision",), label=label)
     return {k: found[k] for k, _ in trunk.named_parameters()}
 
 

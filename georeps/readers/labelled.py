@@ -98,8 +98,7 @@ def class_folders(root: Path | str, part: Literal["train", "test", "all"] = "tra
 
     Files of other kinds are named in `left_out`.
     """
-    if part != "all":
-        folders.one_of("part", part, ("train", "test"))
+    folders.one_of("part", part, ("train", "test", "all"))
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: expected a folder with a folder a class, found none")

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from georeps.readers import compositions as lists
+from georeps.readers import compositions as lists, folders
 from georeps.worlds import patterns
 
 MERGED = {  # classes that count as one when a result is judged (the published code's groups)
@@ -56,7 +56,7 @@ def merged_class(name: str) -> str:
     """The class that decides what is right: a file's prefix, or its group (a parking lot and a parking space are parking)."""
     found = lists.IMAGE_NAME.fullmatch(name)
     if not found:
-        raise ValueError(f"expected a PatternNet name <class><3 digits>.jpg, found {name!r}")
+        raise ValueError(f"name: expected a PatternNet name <class><3 digits>.jpg, found {name!r}")
     return MERGED.get(found[1], found[1])
 
 
@@ -137,6 +137,7 @@ def conversion(root: Path | str, name: str, *, missing: Literal["error", "drop"]
 
 def free_form(root: Path | str, name: Literal["cirr", "circo", "dress", "shirt", "toptee"], *, missing: Literal["error", "drop"] = "error") -> Benchmark:
     """CIRR, CIRCO, or one kind of Fashion-IQ: texts that say what is to change."""
+    folders.one_of("name", name, ("cirr", "circo", "dress", "shirt", "toptee"))
     read = {"cirr": lists.cirr, "circo": lists.circo}.get(name)
     found = read(root, missing=missing) if read else lists.fashion_iq(root, name, missing=missing)
     place = {key: i for i, key in enumerate(found.gallery)}
