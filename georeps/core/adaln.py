@@ -1,7 +1,7 @@
 """The network of the flows: an AdaLN MLP from a noisy place, a time and a condition to a velocity (Dufour et al., 2025).
 
-h <- h + gate * MLP((1 + scale) * norm(h) + shift),   (scale, shift, gate) = Linear(SiLU(Linear(condition) + time(s)))
-"""
+    h <- h + gate * MLP((1 + scale) * norm(h) + shift),   (scale, shift, gate) = Linear(SiLU(Linear(condition) + time(s)))
+"""  # fmt: skip
 
 import math
 import re

@@ -91,7 +91,9 @@ def code(*modules: str, libraries: tuple[str, ...] = ()) -> str:
     while waiting:
         name = waiting.pop()
         if name not in found:
-            tree = ast.parse(_file(name).read_text())
+            if (path := _file(name)) is None:
+                raise ValueError(f"modules: expected modules of {PACKAGE.name}, found {name!r}")
+            tree = ast.parse(path.read_text())
             waiting += imported(tree)
             found[name] = ast.unparse(_bare(tree))
     return hash_of(found, {name: metadata.version(name) for name in libraries})

@@ -1,7 +1,7 @@
 """Mean and covariance of a gallery, from which the mean and deviation of any query's scores follow without its scores.
 
-mean(q) = <q, m>;   var(q) = q^T C q                m, C: mean and unbiased covariance of the gallery's rows, in float64
-"""
+    mean(q) = <q, m>;   var(q) = q^T C q                m, C: mean and unbiased covariance of the gallery's rows, in float64
+"""  # fmt: skip
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
 """The von Mises-Fisher distribution on S2, and on the circle: density, samples, mixtures, and the heads that predict them.
 
-log p(x) = kappa (mean . x - 1) + log kappa - log 2 pi - log(1 - exp(-2 kappa))        nats by area; kappa -> 0: -log 4 pi
-"""
+    log p(x) = kappa (mean . x - 1) + log kappa - log 2 pi - log(1 - exp(-2 kappa))        nats by area; kappa -> 0: -log 4 pi
+"""  # fmt: skip
 
 import math
 

@@ -1,8 +1,8 @@
 """Page elements, plain HTML and no network: an image weighed against a word, and where on Earth an image could be.
 
-slider     pick an image, type a word, weigh one against the other;  score = (1 - w) image + w text, both ready, between 0 and 1
-worldmap   click an image of a place and see a model's density on the world, shown by the share of its mass that lies where it is as dense
-"""
+    slider     pick an image, type a word, weigh one against the other;  score = (1 - w) image + w text, both ready, between 0 and 1
+    worldmap   click an image of a place and see a model's density on the world, shown by the share of its mass that lies where it is as dense
+"""  # fmt: skip
 
 import base64
 import html

@@ -1,8 +1,8 @@
 """Records and tables: what a run measured, and what the paper printed.
 
-record    book/results/<profile>/<chapter>-s<seed>.json, one a run: metric id -> value
-table     paper | here mean +- 95% interval over n seeds | where it ran
-"""
+    record    book/results/<profile>/<chapter>-s<seed>.json, one a run: metric id -> value
+    table     paper | here mean +- 95% interval over n seeds | where it ran
+"""  # fmt: skip
 
 import csv
 import json

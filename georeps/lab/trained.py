@@ -1,7 +1,7 @@
 """A training that chapters and seeds share: done once for all who ask with the same data, start, recipe and code, and stored.
 
-weights = trained.once("moco", step, lambda s: s.query.trunk, n=len(images), batch=128, recipe=recipe, key={...}, code=__name__)
-"""
+    weights = trained.once("moco", step, lambda s: s.query.trunk, n=len(images), batch=128, recipe=recipe, key={...}, code=__name__)
+"""  # fmt: skip
 
 import dataclasses
 from collections.abc import Callable

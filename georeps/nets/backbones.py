@@ -1,8 +1,8 @@
 """timm's networks up to their last map, with what chapter 07 looks at: the CLS token, its attention in every block, the last block's keys.
 
-trunk = backbones.resnet(width=8);  trunk(image) -> grid "b d h w"
-model = backbones.Classifier(trunk, pooling.SimPool(trunk.out_dim), classes=11);  model(image) -> logits
-"""
+    trunk = backbones.resnet(width=8);  trunk(image) -> grid "b d h w"
+    model = backbones.Classifier(trunk, pooling.SimPool(trunk.out_dim), classes=11);  model(image) -> logits
+"""  # fmt: skip
 
 from collections.abc import Callable
 from pathlib import Path

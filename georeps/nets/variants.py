@@ -1,7 +1,7 @@
 """SimPool with any of its choices changed: the ablation of the dissertation's Table 3.12. `Variant(dim)` is SimPool.
 
-u = f^-1(f(phi_V(X)) h(S(phi_K(X), phi_Q(u0))))
-"""
+    u = f^-1(f(phi_V(X)) h(S(phi_K(X), phi_Q(u0))))
+"""  # fmt: skip
 
 import math
 from typing import Literal

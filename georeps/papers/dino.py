@@ -1,7 +1,7 @@
 """DINO (Caron et al., 2021): self-distillation without labels, the self-supervised training of the dissertation's chapter 3.
 
-loss = mean over a teacher's view t and every other view s of  -softmax((teacher(t) - centre) / 0.04) . log softmax(student(s) / 0.1)
-"""
+    loss = mean over a teacher's view t and every other view s of  -softmax((teacher(t) - centre) / 0.04) . log softmax(student(s) / 0.1)
+"""  # fmt: skip
 
 from collections.abc import Callable
 

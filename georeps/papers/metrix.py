@@ -1,8 +1,8 @@
 """Metrix: mixup for metric learning (dissertation, chapter 2; Venkataramanan et al., 2022), and what it is compared with.
 
-error = mean over anchors a of  l(a) + w l~(a)                                              (Eq. 2.10)
-l~: the same loss on mixed examples v = f_lambda(x, x'), labels lambda y + (1 - lambda) y'   (Eq. 2.8, 2.9)
-"""
+    error = mean over anchors a of  l(a) + w l~(a)                                              (Eq. 2.10)
+    l~: the same loss on mixed examples v = f_lambda(x, x'), labels lambda y + (1 - lambda) y'   (Eq. 2.8, 2.9)
+"""  # fmt: skip
 
 import dataclasses
 import math

@@ -1,7 +1,7 @@
 """MoCo v2 (Chen et al., 2020) around any trunk, as the thesis pre-trains with it (3.1, 6.2), and its unified variant (6.5).
 
-q = head(trunk(view));  k = slow(other view);  loss = InfoNCE(q, k, queue);  slow <- m slow + (1 - m) fast
-"""
+    q = head(trunk(view));  k = slow(other view);  loss = InfoNCE(q, k, queue);  slow <- m slow + (1 - m) fast
+"""  # fmt: skip
 
 import copy
 import math

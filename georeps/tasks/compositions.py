@@ -1,8 +1,8 @@
 """Composed queries: an image and a text ask together, of an embedded world or of a benchmark on disk; what would be right.
 
-bench = compositions.patterncom(root)                bench.queries.image points into bench.images, .positives into bench.gallery
-queries = compositions.attribute_queries(names, compositions.rows_of(tiles))          of embedded tiles
-"""
+    bench = compositions.patterncom(root)                bench.queries.image points into bench.images, .positives into bench.gallery
+    queries = compositions.attribute_queries(names, compositions.rows_of(tiles))          of embedded tiles
+"""  # fmt: skip
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
 """A part of a world as a two-branch model takes it: street pictures, a gallery of tiles, and which tile holds which.
 
-shape = pairs.Shape(ground=(16, 64), satellite=(32, 32), views=("plain", "polar"))
-part = pairs.of_city(shape, split="cross", part="test", n=500)      embedded;  part.ground, part.tiles["polar"], part.positive
-part = pairs.of_tree(shape, "/your/vigor", layout="vigor", split="cross", part="test")
-"""
+    shape = pairs.Shape(ground=(16, 64), satellite=(32, 32), views=("plain", "polar"))
+    part = pairs.of_city(shape, split="cross", part="test", n=500)      embedded;  part.ground, part.tiles["polar"], part.positive
+    part = pairs.of_tree(shape, "/your/vigor", layout="vigor", split="cross", part="test")
+"""  # fmt: skip
 
 import functools
 from collections.abc import Callable

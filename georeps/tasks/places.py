@@ -1,8 +1,8 @@
 """Where was this seen: places, the features of what was seen there and their names, of the embedded Earth or of OSV-5M on disk.
 
-world = places.world(encode, "blocks", "train", n=2000)      patches of the Earth's layers, described by `encode`
-world = places.published("/your/osv5m", "train", encode)
-"""
+    world = places.world(encode, "blocks", "train", n=2000)      patches of the Earth's layers, described by `encode`
+    world = places.published("/your/osv5m", "train", encode)
+"""  # fmt: skip
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -43,6 +43,11 @@ def test_the_hash_of_code_depends_on_the_versions_of_libraries():
     assert cache.code("georeps.core.sphere") != cache.code("georeps.core.sphere", libraries=("torch",))
 
 
+def test_what_is_no_module_is_named():
+    with pytest.raises(ValueError, match="modules: expected modules of georeps, found 'georeps.nowhere'"):
+        cache.code("georeps.nowhere")
+
+
 def test_imports_are_found_as_modules_and_as_names_of_modules():
     tree = ast.parse("from georeps.core import search, sphere\nfrom georeps.core.moments import Moments\nimport georeps.nets.train\nimport torch")
     assert cache.imported(tree) == {"georeps.core.search", "georeps.core.sphere", "georeps.core.moments", "georeps.nets.train"}
