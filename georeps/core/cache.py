@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -82,10 +82,12 @@ def digest(*tensors: Tensor) -> str:
 
 @functools.cache
 def code(*modules: str, libraries: tuple[str, ...] = ()) -> str:
-    """16 hexadecimal digits of modules of georeps and of all that these import of it, directly and through others, and of libraries' versions.
+    """16 hexadecimal digits of modules of georeps and of all that these import of it (`sources`), and of libraries' versions."""
+    return hash_of(sources(modules), {name: metadata.version(name) for name in libraries})
 
-    Comments, docstrings and line breaks do not count.
-    """
+
+def sources(modules: Iterable[str]) -> dict[str, str]:
+    """Modules of georeps and all that these import of it, directly and through others -> their code, without comments, docstrings and line breaks."""
     found: dict[str, str] = {}
     waiting = list(modules)
     while waiting:
@@ -93,10 +95,15 @@ def code(*modules: str, libraries: tuple[str, ...] = ()) -> str:
         if name not in found:
             if (path := _file(name)) is None:
                 raise ValueError(f"modules: expected modules of {PACKAGE.name}, found {name!r}")
-            tree = ast.parse(path.read_text())
-            waiting += imported(tree)
-            found[name] = ast.unparse(_bare(tree))
-    return hash_of(found, {name: metadata.version(name) for name in libraries})
+            found[name], others = _read(path, path.stat().st_mtime_ns)
+            waiting += others
+    return found
+
+
+@functools.cache
+def _read(path: Path, when: int) -> tuple[str, frozenset[str]]:
+    tree = ast.parse(path.read_text())
+    return bare(tree), frozenset(imported(tree))
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -116,9 +123,9 @@ def _file(name: str) -> Path | None:
     return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
 
 
-def _bare(tree: ast.Module) -> ast.Module:
-    """Without docstrings."""
+def bare(tree: ast.Module) -> str:
+    """The code of a syntax tree, without docstrings."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return tree
+    return ast.unparse(tree)

@@ -1,14 +1,18 @@
 """Records and tables: what a run measured, and what the paper printed.
 
-    record    book/results/<profile>/<chapter>-s<seed>.json, one a run: metric id -> value
+    record    book/results/<profile>/<chapter>-s<seed>.json, one a run: metric id -> value; beside it in .npz the outcomes a query behind them
+    reference the records of a profile in book/results, all seeds; a run of the book's own (GEOREPS_LIVE) is judged by them and stays beside them
     table     paper | here mean +- 95% interval over n seeds | where it ran
 """  # fmt: skip
 
+import ast
 import csv
+import functools
 import json
 import math
 import os
 import platform
+import re
 import subprocess
 import time
 import warnings
@@ -16,42 +20,62 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 
 import georeps
 from georeps.core import cache
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "faiss-cpu", "open-clip-torch")
+TIMED = re.compile(r"\.(ms|seconds\w*|time|\w*points_per_s|limit_ms|peak_mib|tflops|gb_s|ratio)$|^search\.speed\.|^speed\.cpu\.|cost\.(\w+\.)*(time|share)$")
 REFERENCE_COLUMNS = ["source", "table", "row", "column", "value", "metric"]
 
 
 @dataclass
 class Record:
+    """`floors`: metric -> what it must beat, {"chance": value, "rows": metric ids}; `code`: hash of all that decided what was computed (`code_of`)."""
+
     chapter: str
     profile: str
     seed: int
     device: str
     parameters: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
+    floors: dict[str, dict] = field(default_factory=dict)
+    data: str = ""
+    code: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     wall_s: float = 0.0
+    path: Path | None = None
+
+    @functools.cached_property
+    def outcomes(self) -> dict[str, np.ndarray]:
+        """metric -> the outcomes a query, float32 or small integers, whose mean it is."""
+        beside = self.path.with_suffix(".npz") if self.path else None
+        if not (beside and beside.is_file()):
+            return {}
+        with np.load(beside) as arrays:
+            return dict(arrays)
 
 
 class Run:
     """One run of one chapter: collects metrics, then writes the record.
 
     >>> run = records.Run.of("03_crossview", globals())
-    >>> run["crossview.safa.cross.s1.r1"] = 12.3
+    >>> run["crossview.margin"] = 12.3
+    >>> run.outcomes("crossview.safa.cross.s1.r1", 100 * (ranks < 1))
+    >>> run.floor("crossview.safa.cross.s1.r1", chance=100 / len(gallery), rows=["crossview.thumbnails.r1"])
     >>> run.save()
     """
 
-    def __init__(self, chapter: str, *, profile: str, seed: int, device: str, parameters: dict[str, Any]):
+    def __init__(self, chapter: str, *, profile: str, seed: int, device: str, parameters: dict[str, Any], data: str = ""):
         self.started, self.device = time.monotonic(), device
-        self.record = Record(chapter, profile, seed, device_name(device), parameters, versions=_versions())
+        self.record = Record(chapter, profile, seed, device_name(device), parameters, data=data, versions=_versions())
 
     @classmethod
     def of(cls, chapter: str, names: dict[str, Any], *, device: str | None = None) -> "Run":
@@ -61,8 +85,10 @@ class Run:
         """
         annotated = names.get("__annotations__") or names["__annotate__"](1)  # from Python 3.14 on
         own = {name: names[name] for name in annotated if name not in ("profile", "seed", "device")}
+        worlds = sorted(n for n, v in names.items() if isinstance(v, ModuleType) and v.__name__.startswith("georeps.worlds."))
+        data = f"your data, {Path(own['data_root']).name}" if own.get("data_root") else f"embedded: {', '.join(worlds) or 'none'}"
         device = pick_device(device or names["device"])
-        return cls(chapter, profile=names["profile"], seed=names["seed"], device=device, parameters=own)
+        return cls(chapter, profile=names["profile"], seed=names["seed"], device=device, parameters=own, data=data)
 
     def scratch(self, name: str) -> Path | None:
         """Where this run keeps the checkpoint `name` until it ends (`cache.scratch`)."""
@@ -80,16 +106,78 @@ class Run:
             raise ValueError(f"{metric}: recorded twice in one run")
         self.record.metrics[metric] = value
 
+    def outcomes(self, metric: str, values: Any) -> float:
+        """Record a metric as the mean of its outcomes a query, which are stored too; returns it. `values` "q": array, tensor or list, finite."""
+        values = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)
+        if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+            raise ValueError(f"{metric}: expected finite outcomes a query, found shape {values.shape}, {int((~np.isfinite(values)).sum())} not finite")
+        self[metric] = values.mean()
+        small = (values == values.astype(np.uint8)).all() if values.min() >= 0 and values.max() < 256 else False
+        self.record.outcomes[metric] = values.astype(np.uint8 if small else np.float32)
+        return self.record.metrics[metric]
+
+    def floor(self, metric: str, *, chance: float, rows: Iterable[str] = ()) -> None:
+        """What `metric` must beat before a claim about it gets a verdict: chance, and rows (metric ids) that learn nothing."""
+        self.record.floors[metric] = {"chance": float(chance), "rows": list(rows)}
+
     def save(self) -> Path:
-        """Write the record whole or not at all; returns its path."""
+        """Write the record and its outcomes whole or not at all; returns its path. Raises ValueError where a floor names a metric that is not recorded."""
+        lost = [m for f, floor in self.record.floors.items() for m in (f, *floor["rows"]) if m not in self.record.metrics]
+        if lost:
+            raise ValueError(f"floor: expected recorded metrics, found {', '.join(lost)}")
         self.record.wall_s = round(time.monotonic() - self.started, 1)
-        folder = results_folder() / self.record.profile
+        self.record.code = code_of(self.record.chapter, self.record.parameters)
+        live = os.environ.get("GEOREPS_LIVE")
+        folder = Path(live) if live else results_folder() / self.record.profile
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.record.chapter}-s{self.record.seed}.json"
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        partial.write_text(json.dumps(asdict(self.record), indent=1, sort_keys=True) + "\n")
-        os.replace(partial, path)
+        for target, write in ((path.with_suffix(".npz"), self._write_outcomes), (path, self._write_json)):
+            partial = target.with_suffix(f".{os.getpid()}.part")
+            write(partial)
+            os.replace(partial, target)
         return path
+
+    def _write_outcomes(self, path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez_compressed(file, **self.record.outcomes)
+
+    def _write_json(self, path: Path) -> None:
+        known = {k: v for k, v in asdict(self.record).items() if k != "path"}
+        path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def code_of(chapter: str, parameters: dict[str, Any]) -> str:
+    """16 hexadecimal digits of all that decides what a chapter computes: its cells' code, its parameters, the modules it imports; "" without a notebook."""
+    trees = _cells(chapter)
+    found = set().union(*map(cache.imported, trees)) if trees else set()
+    return cache.hash_of([cache.bare(t) for t in trees], parameters, cache.sources(sorted(found))) if trees else ""
+
+
+def modules_of(chapter: str) -> set[str]:
+    """The modules of georeps that a chapter's numbers rest on, imported directly or through others."""
+    return set(cache.sources(set().union(*map(cache.imported, _cells(chapter)))))
+
+
+def stale(profile: str = "laptop") -> list[str]:
+    """The chapters whose reference was measured with other code or other parameters than the book's own of today."""
+    now = {chapter: code_of(chapter, parameters_of(chapter, profile)) for chapter in {r.chapter for r in records(profile, live=False)}}
+    return sorted({r.chapter for r in records(profile, live=False) if r.code != now[r.chapter]})
+
+
+def parameters_of(chapter: str, profile: str) -> dict[str, Any]:
+    """The parameters of a chapter in a profile: those its cell assigns, and what book/params sets instead."""
+    (cell,) = _cells(chapter, parameters=True)
+    assigned = {line.target.id: ast.literal_eval(line.value) for line in cell.body if isinstance(line, ast.AnnAssign)}
+    chosen = yaml.safe_load((book_folder() / "params" / f"{chapter}.yml").read_text())[profile] or {}
+    return {k: v for k, v in (assigned | chosen).items() if k not in ("profile", "seed", "device")}
+
+
+def _cells(chapter: str, *, parameters: bool = False) -> list[ast.Module]:
+    """The code of a chapter's cells: of all but the one that holds its parameters, or of this alone; none without a notebook."""
+    path = book_folder() / "chapters" / f"{chapter}.ipynb"
+    cells = json.loads(path.read_text())["cells"] if path.is_file() else []
+    of = lambda c: c["cell_type"] == "code" and ("parameters" in c["metadata"].get("tags", [])) == parameters
+    return [ast.parse("".join(c["source"])) for c in cells if of(c)]
 
 
 def device_name(device: str) -> str:
@@ -121,31 +209,50 @@ def results_folder() -> Path:
     return Path(os.environ["GEOREPS_RESULTS"]) if "GEOREPS_RESULTS" in os.environ else book_folder() / "results"
 
 
-def gather(profile: str) -> Path:
-    """All records of a profile as one table, results/<profile>/metrics.csv: chapter, seed, device, metric, value."""
-    rows = [(r.chapter, r.seed, r.device, m, v) for r in records(profile) for m, v in sorted(r.metrics.items())]
-    path = results_folder() / profile / "metrics.csv"
-    pd.DataFrame(rows, columns=["chapter", "seed", "device", "metric", "value"]).to_csv(path, index=False)
-    return path
+def records(profile: str, *, chapter: str | None = None, own: Run | None = None, live: bool = True) -> list[Record]:
+    """Records of a profile, by chapter and seed: the reference; where a chapter has none (and `live`) what the book's own run measured, if one is under way.
 
-
-def records(profile: str, *, chapter: str | None = None, own: Run | None = None) -> list[Record]:
-    """Records of a profile, by chapter and seed: seeds 0..n-1 where a chapter's parameters say `seeds: n`, else seed 0.
-
-    Other seeds that lie in the folder are no part of the profile; the run under way (`own`) always belongs, whatever its seed, and
-    records of its chapter with other parameters, left by an earlier run, are named in a warning and left out.
+    Seeds 0..n-1 where a chapter's parameters say `seeds: n`, else seed 0; other seeds that lie in the folder are no part of the profile. The run
+    under way (`own`) always belongs, whatever its seed, and records of its chapter with other parameters, left by an earlier run, are named in a
+    warning and left out. A run of the book's own stays beside a reference of the same code and parameters, and alone without one.
     """
-    found = [_read_record(path) for path in sorted((results_folder() / profile).glob("*.json"))]
-    found = [r for r in found if chapter is None or r.chapter == chapter]
+    found = _read_folder(results_folder() / profile)
+    beside = os.environ.get("GEOREPS_LIVE") if live else None
+    if beside:
+        known = {r.chapter for r in found}
+        found += [r for r in _read_folder(Path(beside)) if r.chapter not in known]
+    found = [r for r in found if r.seed < r.parameters.get("seeds", 1) and chapter in (None, r.chapter)]
     if own is not None:
-        others = [r for r in found if r.chapter != own.record.chapter]
-        same = [r for r in found if r.chapter == own.record.chapter and r.seed != own.record.seed]
-        stale = [r.seed for r in same if r.parameters != own.record.parameters]
-        if stale:
-            warnings.warn(f"{own.record.chapter}: left out seeds {stale} of an earlier run with other parameters", stacklevel=2)
-        found = [*others, *(r for r in same if r.seed not in stale), own.record]
-    found = [r for r in found if r.seed < r.parameters.get("seeds", 1) or (own is not None and r is own.record)]
+        found = [r for r in found if r.chapter != own.record.chapter] + _seeds_of(own, found, bool(beside))
     return sorted(found, key=lambda r: (r.chapter, r.seed))
+
+
+def _seeds_of(own: Run, found: list[Record], beside: bool) -> list[Record]:
+    same = [r for r in found if r.chapter == own.record.chapter]
+    if beside:
+        code = code_of(own.record.chapter, own.record.parameters)
+        return [r for r in same if r.code == code] or [own.record]
+    same = [r for r in same if r.seed != own.record.seed]
+    other = [r.seed for r in same if r.parameters != own.record.parameters]
+    if other:
+        warnings.warn(f"{own.record.chapter}: left out seeds {other} of an earlier run with other parameters", stacklevel=4)
+    return [*(r for r in same if r.seed not in other), own.record]
+
+
+def grade(run: Record, reference: list[Record]) -> pd.DataFrame:
+    """The receipt of a run: a line a metric with its value, the reference's mean and 95% prediction interval of one more seed, and how they compare.
+
+    "bit-equal" to the reference's run of the same seed; "inside" the interval; "timed" (of a clock or a device: no verdict); "different"; "new".
+    """
+    here, rows = values(reference), []
+    for metric, value in run.metrics.items():
+        seeds = here.get(metric, {})
+        mean, half, n = interval(seeds.values()) if seeds else (math.nan, math.nan, 0)
+        half *= math.sqrt(n + 1)
+        inside = abs(value - mean) <= half + 1e-9 * abs(mean)
+        said = "new" if not n else "bit-equal" if seeds.get(run.seed) == value else "timed" if TIMED.search(metric) else "inside" if inside else "different"
+        rows.append((metric, value, mean, mean - half, mean + half, n, said))
+    return pd.DataFrame(rows, columns=["metric", "this run", "reference", "low", "high", "seeds", "grade"])
 
 
 def values(found: Iterable[Record]) -> dict[str, dict[int, float]]:
@@ -263,9 +370,13 @@ def _installed(name: str) -> bool:
         return False
 
 
+def _read_folder(folder: Path) -> list[Record]:
+    return [_read_record(path) for path in sorted(folder.glob("*.json"))]
+
+
 def _read_record(path: Path) -> Record:
     try:
-        return Record(**json.loads(path.read_text()))
+        return Record(**json.loads(path.read_text()), path=path)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: expected a results record, found {error}") from error
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from georeps.lab import claims, records
+from georeps.lab import records
 
 
 @pytest.fixture
@@ -23,13 +23,6 @@ def write(metrics_by_seed, chapter="03_x", profile="smoke", seeds=9, epochs=1):
         for name, value in metrics.items():
             run[name] = float(value)
         run.save()
-
-
-def ledger(tmp_path, check):
-    claims = [{"id": "c0", "source": "s", "sentence": "t", "check": check, "data": "d", "papers_own_data": False}]
-    path = tmp_path / "claims.yml"
-    path.write_text(json.dumps(claims))
-    return path
 
 
 def test_a_record_round_trips_with_versions_and_device(results):
@@ -82,14 +75,6 @@ def test_a_run_under_way_names_and_leaves_out_the_records_of_an_earlier_one(resu
         assert [r.seed for r in records.records("smoke", own=run)] == [0, 1]
 
 
-def test_the_sides_of_a_check_are_what_its_seeds_measured(results):
-    write({0: {"a.b": 1.0, "c": 5.0}, 1: {"a.b": 2.0, "c": 6.0}, 2: {"a.b": 3.0}})
-    found = records.records("smoke")
-    assert claims.sides("2 * a.b - 1 > c", found) == {"2 * a.b - 1": [1.0, 3.0], "c": [5.0, 6.0]}
-    assert claims.sides("0 > a.b", found) == {"0": [0.0, 0.0, 0.0], "a.b": [1.0, 2.0, 3.0]}
-    assert claims.sides("a.b > missing", found) == {"a.b": [], "missing": []}
-
-
 def test_interval_is_student_s():
     sample = [1.0, 2.0, 4.0]
     low, high = stats.t.interval(0.95, 2, loc=np.mean(sample), scale=stats.sem(sample))
@@ -129,67 +114,6 @@ def test_the_thesis_s_tables_are_whole():
     assert counts == {"4.2": 18, "4.3": 12, "4.4": 21, "4.5": 15, "4.6": 12, "4.7": 15, "4.8": 9}
     assert paper[(paper.table == "4.4") & paper.row.str.startswith("exp 17:")].value.tolist() == [7.35, 18.25, 76.91]
     assert paper.value.between(0, 100).all()
-
-
-def test_the_ledger_of_the_book_parses():
-    assert set(claims.evaluate(records.book_folder() / "claims.yml", []).verdict) == {"not tested"}
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "verdict"),
-    [([5, 6, 7], [1, 2, 3], "holds"), ([1, 2, 3], [5, 6, 7], "fails"), ([1, 5, 3], [2, 2, 4], "undecided"), ([5, 6], [1, 2], "undecided")],
-)
-def test_verdicts(results, tmp_path, a, b, verdict):
-    write({s: {"x.a": x, "x.b": y} for s, (x, y) in enumerate(zip(a, b, strict=True))})
-    row = claims.evaluate(ledger(tmp_path, "x.a > x.b"), records.records("smoke")).iloc[0]
-    assert row.verdict == verdict and row.margin == pytest.approx(np.mean(a) - np.mean(b)) and row.n == len(a)
-
-
-def test_margins_are_paired_by_seed(results, tmp_path):
-    """Seeds differ by 100, the sides by 1: only a paired comparison sees it."""
-    write({s: {"x.a": 100.0 * s + 1, "x.b": 100.0 * s} for s in range(5)})
-    row = claims.evaluate(ledger(tmp_path, "x.a > x.b"), records.records("smoke")).iloc[0]
-    assert (row.low, row.high, row.verdict) == (1.0, 1.0, "holds")
-
-
-def test_checks_know_arithmetic_bounds_and_chains(results, tmp_path):
-    write({s: {"x.a": 9.0, "x.b": 4.0, "x.c": 1.0} for s in range(3)})
-    margins = {
-        "x.a - 2 * x.b > 0.5": 0.5, "x.a > x.b > x.c": 3.0, "x.a / 3 < 5": 2.0, "-x.c > -x.b": 3.0,
-    }  # fmt: skip
-    for check, margin in margins.items():
-        assert claims.evaluate(ledger(tmp_path, check), records.records("smoke")).iloc[0].margin == pytest.approx(margin)
-
-
-@pytest.mark.parametrize("check", ["x.a", "x.a == x.b", "open('f') > 1", "x.a ** 2 > 1", "x.a >"])
-def test_a_check_that_is_no_comparison_is_named(tmp_path, check):
-    with pytest.raises(ValueError, match="claims.yml, claim c0"):
-        claims.evaluate(ledger(tmp_path, check), [])
-
-
-def test_a_missing_metric_is_not_tested_and_ids_are_unique(results, tmp_path):
-    write({0: {"x.a": 1.0}})
-    assert claims.evaluate(ledger(tmp_path, "x.a > x.b"), records.records("smoke")).iloc[0].verdict == "not tested"
-    with pytest.raises(ValueError, match="unique ids"):
-        claims.evaluate(_twice(tmp_path), [])
-
-
-def _twice(tmp_path):
-    path = ledger(tmp_path, "x.a > x.b")
-    path.write_text(json.dumps(json.loads(path.read_text()) * 2))
-    return path
-
-
-def test_bootstrap_covers_the_mean_as_often_as_it_says():
-    generator = np.random.default_rng(0)
-    covered = [low <= 0 <= high for low, high in (claims.bootstrap(generator.normal(size=40)) for _ in range(200))]
-    assert 0.88 <= np.mean(covered) <= 1.0
-
-
-def test_gather_writes_one_line_a_value(results):
-    write({0: {"a": 1.0, "b": 2.0}, 1: {"a": 3.0}})
-    table = pd.read_csv(records.gather("smoke"))
-    assert table[["metric", "value"]].to_numpy().tolist() == [["a", 1.0], ["b", 2.0], ["a", 3.0]]
 
 
 def test_a_table_is_spread_as_the_paper_prints_it_and_no_number_is_lost(unchecked):
