@@ -21,7 +21,6 @@ from georeps.worlds import earth
 Figure, Axes = "matplotlib.figure.Figure", "matplotlib.axes.Axes"
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")  # seaborn's "colorblind"
 TRAIN, TEST = PALETTE[0], PALETTE[1]
-METRIC_ID = re.compile(r"[A-Za-z_]\w*(?:\.\w+)+")  # as the checks of claims name them
 VERDICTS = {"holds": PALETTE[2], "fails": PALETTE[3], "undecided": PALETTE[7], "not tested": "0.75"}
 
 
@@ -353,7 +352,7 @@ def claim_sides(ledger: pd.DataFrame, found: list[records.Record], *, columns: i
 
 def _short_sides(sides: Sequence[str]) -> list[str]:
     """Sides of a check, their metric ids without what these share at either end: "a.safa.r1 > a.siamese.r1" -> "safa", "siamese"."""
-    ids = [found.split(".") for side in sides for found in METRIC_ID.findall(side)]
+    ids = [found.split(".") for side in sides for found in records.METRIC.findall(side)]
     shortest = min((len(i) for i in ids), default=0)
     head = next((k for k in range(shortest) if len({i[k] for i in ids}) > 1), shortest)
     tail = next((k for k in range(shortest - head) if len({i[-1 - k] for i in ids}) > 1), shortest - head)
@@ -362,7 +361,7 @@ def _short_sides(sides: Sequence[str]) -> list[str]:
         parts = match[0].split(".")
         return ".".join(parts[head : len(parts) - tail]) or parts[head - 1]
 
-    apart = [re.sub(r"([_.+])", "\\1 ", METRIC_ID.sub(short, side)) for side in sides]
+    apart = [re.sub(r"([_.+])", "\\1 ", records.METRIC.sub(short, side)) for side in sides]
     return [re.sub(r"([_.+]) ", r"\1", "\n".join(textwrap.wrap(text, 16))) for text in apart]
 
 

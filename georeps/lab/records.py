@@ -33,6 +33,7 @@ from georeps.core import cache
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "faiss-cpu", "open-clip-torch")
 TIMED = re.compile(r"\.(ms|seconds\w*|time|\w*points_per_s|limit_ms|peak_mib|tflops|gb_s|ratio)$|^search\.speed\.|^speed\.cpu\.|cost\.(\w+\.)*(time|share)$")
+METRIC = re.compile(r"[A-Za-z_]\w*(?:\.\w+)+")  # as the checks of claims name them
 REFERENCE_COLUMNS = ["source", "table", "row", "column", "value", "metric"]
 
 
@@ -107,7 +108,7 @@ class Run:
         self.record.metrics[metric] = value
 
     def outcomes(self, metric: str, values: Any) -> float:
-        """Record a metric as the mean of its outcomes a query, which are stored too; returns it. `values` "q": array, tensor or list, finite."""
+        """Record a metric as the mean of its outcomes a query (`values` "q", finite), which are stored too where the ledger names it; returns it."""
         values = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)
         if values.ndim != 1 or not values.size or not np.isfinite(values).all():
             raise ValueError(f"{metric}: expected finite outcomes a query, found shape {values.shape}, {int((~np.isfinite(values)).sum())} not finite")
@@ -115,6 +116,14 @@ class Run:
         small = (values == values.astype(np.uint8)).all() if values.min() >= 0 and values.max() < 256 else False
         self.record.outcomes[metric] = values.astype(np.uint8 if small else np.float32)
         return self.record.metrics[metric]
+
+    def recalls(
+        self, prefix: str, ranks: torch.Tensor, *, gallery: int, ks: Iterable[int] = (1, 5, 10), percents: Iterable[int] = (1,), rows: Iterable[str] = ()
+    ) -> None:
+        """R@k and R@p% ("floor") in percent as `prefix`.r<k> and .r<p>pct, with their outcomes, and as floors chance and the same of `rows` (prefixes)."""
+        for name, k in {**{f"r{k}": k for k in ks}, **{f"r{p}pct": max(1, gallery * p // 100) for p in percents}}.items():
+            self.outcomes(f"{prefix}.{name}", 100.0 * (ranks < k))
+            self.floor(f"{prefix}.{name}", chance=100 * k / gallery, rows=[f"{row}.{name}" for row in rows])
 
     def floor(self, metric: str, *, chance: float, rows: Iterable[str] = ()) -> None:
         """What `metric` must beat before a claim about it gets a verdict: chance, and rows (metric ids) that learn nothing."""
@@ -138,12 +147,23 @@ class Run:
         return path
 
     def _write_outcomes(self, path: Path) -> None:
+        ledger = book_folder() / "claims.yml"
+        named = set(re.findall(METRIC, ledger.read_text())) if ledger.is_file() else set(self.record.outcomes)
         with path.open("wb") as file:
-            np.savez_compressed(file, **self.record.outcomes)
+            np.savez_compressed(file, **{m: v for m, v in self.record.outcomes.items() if m in named})
 
     def _write_json(self, path: Path) -> None:
         known = {k: v for k, v in asdict(self.record).items() if k != "path"}
         path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def best_of(rows: Mapping[str, Any]) -> np.ndarray:
+    """Outcomes "q" of the best of several rows, chosen on other queries: every second query is judged by the row that is best on those between."""
+    table = np.array([np.asarray(values, float) for values in rows.values()])
+    found = np.empty(table.shape[1])
+    for half in (0, 1):
+        found[half::2] = table[table[:, 1 - half :: 2].mean(axis=1).argmax(), half::2]
+    return found
 
 
 def code_of(chapter: str, parameters: dict[str, Any]) -> str:

@@ -78,7 +78,7 @@ def fit(
             _check_parameters(step, epoch)
             row = {"epoch": epoch + 1, "lr": rate(recipe, epoch + 1.0), "loss": loss}
             if evaluate is not None:
-                row |= {name: float(value) for name, value in evaluate(final).items()}
+                row |= {name: value if getattr(value, "ndim", 0) else float(value) for name, value in evaluate(final).items()}
             log.append(row)
             _save(out, recipe, states, log)
             bar.update()

@@ -374,6 +374,16 @@ def average(values: Float[Tensor, " q"], group: Sequence[str], *, empty: Literal
     return found
 
 
+def balanced(values: Float[Tensor, " q"], group: Sequence[str], *, empty: Literal["left out", "zero"] = "left out") -> Float[Tensor, " k"]:
+    """Outcomes a query whose mean is that of the groups' averages (`average`): weighed by q / (groups x queries of the group)."""
+    values = values.nan_to_num(0.0) if empty == "zero" else values
+    counts = {name: sum(g == name for g, there in zip(group, ~values.isnan()) if there) for name in dict.fromkeys(group)}
+    if not all(counts.values()):
+        raise ValueError(f"values: expected a query with a positive in every group, found none in {[g for g, n in counts.items() if not n]}")
+    weight = torch.tensor([1 / (len(counts) * counts[g]) for g in group], dtype=values.dtype, device=values.device) * sum(counts.values())
+    return (values * weight)[~values.isnan()]
+
+
 def _phi(z: Tensor) -> Tensor:
     return z.mul_(math.sqrt(0.5)).erf_().add_(1).mul_(0.5)
 

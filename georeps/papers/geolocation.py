@@ -146,11 +146,13 @@ def densest(points: Float[Tensor, "b n 3"], log_density: Float[Tensor, "b n"]) -
 class Judged:
     km: Float[Tensor, " b"]  # from each found place to the true one
 
+    def outcomes(self) -> dict[str, Float[Tensor, " b"]]:
+        """A query: GeoScore (0..5000), distance (km), 100 where it is strictly within a radius of RADII."""
+        return {"geoscore": metrics.geoscore(self.km), "km": self.km, **{f"within{r}": 100.0 * (self.km < r) for r in RADII}}
+
     def measures(self) -> dict[str, float]:
-        """GeoScore (0..5000, the mean of scores), mean and median distance (km), recall (%) strictly within RADII."""
-        found = {"geoscore": metrics.geoscore(self.km).mean(), "km": self.km.mean(), "median_km": self.km.median()}
-        found |= {f"within{r}": 100 * (self.km < r).double().mean() for r in RADII}
-        return {name: float(value) for name, value in found.items()}
+        """The means of the outcomes: GeoScore, km, recall (%); and the median distance (km)."""
+        return {name: float(v.double().mean()) for name, v in self.outcomes().items()} | {"median_km": float(self.km.median())}
 
 
 def judge(found: Float[Tensor, "b 3"], true: Float[Tensor, "b 3"]) -> Judged:

@@ -102,16 +102,15 @@ def flipped(pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     return torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
 
 
-def judge(model: torch.nn.Module, part: Part, ks: Sequence[int], describe) -> dict[str, float]:
-    """R@k and MAP@R in percent of a part whose images `describe(model, images)` turns into unit rows.
+def judge(model: torch.nn.Module | None, part: Part, ks: Sequence[int], describe) -> dict[str, Float[Tensor, " q"]]:
+    """R@k and MAP@R in percent, a query each, of a part whose images `describe(model, images)` turns into unit rows.
 
     A query without another of its class is a miss to R@k and not counted in MAP@R, which is not defined for it.
     """
     queries = describe(model, part.images)
     gallery = () if part.gallery is None else (describe(model, part.gallery[0]), part.gallery[1])
     found = metrics.class_retrieval(queries, part.labels, *gallery)
-    there = found.map_at_r[~found.map_at_r.isnan()]
-    return {**{f"r{k}": 100 * metrics.recall_at(found.rank, k) for k in ks}, "map_at_r": 100 * float(there.mean())}
+    return {**{f"r{k}": 100.0 * (found.rank < k) for k in ks}, "map_at_r": 100 * found.map_at_r[~found.map_at_r.isnan()]}
 
 
 def _draw(rows: Tensor, n: int, generator: torch.Generator) -> Tensor:

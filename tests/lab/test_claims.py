@@ -30,7 +30,9 @@ def write(metrics_by_seed, chapter="03_x", seeds=20, outcomes=None, floors=None)
 
 def ledger(tmp_path, *checks, rope=0.0, floor=None, **more):
     path = tmp_path / "claims.yml"
-    path.write_text(json.dumps([{"id": f"c{i}", "source": "s", "sentence": "t", "check": c, "rope": rope, "floor": floor} | more for i, c in enumerate(checks)]))
+    path.write_text(
+        json.dumps([{"id": f"c{i}", "source": "s", "sentence": "t", "check": c, "rope": rope, "floor": floor} | more for i, c in enumerate(checks)])
+    )
     return path
 
 
@@ -133,7 +135,7 @@ def test_the_ledger_samples_queries_where_outcomes_are_recorded(results, tmp_pat
 
 def test_sides_of_other_queries_are_each_their_own_sample(results, tmp_path):
     generator = np.random.default_rng(0)
-    a, b = ({s: base for s in range(4)} for base in (generator.normal(size=300), generator.normal(size=200)))
+    a, b = (dict.fromkeys(range(4), base) for base in (generator.normal(size=300), generator.normal(size=200)))
     write({s: {} for s in range(4)}, outcomes={"x.a": a, "x.b": b})
     row = judged(ledger(tmp_path, "x.a > 2 * x.b - 1")).iloc[0]
     error = np.sqrt(a[0].var(ddof=1) / 300 + 4 * b[0].var(ddof=1) / 200)
@@ -202,7 +204,7 @@ def test_a_check_that_is_no_comparison_is_named(tmp_path, check):
         claims.evaluate(ledger(tmp_path, check), [])
 
 
-@pytest.mark.parametrize(("more", "said"), [({"rope": -1}, "a rope of 0 or more"), ({"chosen_on": "test"}, "chosen_on: validation"), ({"data": "d"}, "the keys")])
+@pytest.mark.parametrize(("more", "said"), [({"rope": -1}, "a rope of 0"), ({"chosen_on": "test"}, "chosen_on: valid"), ({"data": "d"}, "the keys")])
 def test_keys_of_a_claim_are_checked(tmp_path, more, said):
     with pytest.raises(ValueError, match=said):
         claims.evaluate(ledger(tmp_path, "x.a > 1", **more), [])

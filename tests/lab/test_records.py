@@ -1,6 +1,5 @@
 """Records, tables and the claims ledger."""
 
-import json
 import math
 
 import numpy as np
