@@ -11,13 +11,21 @@ SNAKEMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) --q
 # small networks spin when several processes have several threads each: one thread a process
 ALONE := TQDM_DISABLE=1 OMP_NUM_THREADS=1
 
-.PHONY: help env book test lint smoke check run refresh golden lock clean
+.PHONY: help env book records verify test lint smoke check run refresh golden lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
-book: $(ENV)  ## environment, every chapter executed, HTML in _build/html (PROFILE=laptop GPUS=1 DATA_ROOT=)
+book: $(ENV)  ## environment, every chapter executed once, HTML in _build/html (PROFILE=laptop GPUS=1 DATA_ROOT=)
 	$(SNAKEMAKE) --config profile=$(PROFILE) data_root="$(DATA_ROOT)"
+
+records: $(ENV)  ## the reference, book/results/laptop: all seeds of what is missing or of other code; goes on after a kill (CHAPTER=03 for one)
+	$(ALONE) $(SNAKEMAKE) --config profile=$(PROFILE) data_root="$(DATA_ROOT)" only=$(CHAPTER) -- records
+
+verify: $(ENV)  ## run one chapter and grade its numbers by the reference, writing neither: make verify CHAPTER=02
+	@test -n "$(CHAPTER)" || { echo "say which chapter: make verify CHAPTER=02" >&2; exit 2; }
+	$(BIN)/python book/execute.py $(CHAPTER) --profile $(PROFILE) --seed $(SEED)
+	$(BIN)/python book/pages.py --profile $(PROFILE) --verify book/runs/$(PROFILE)/$(CHAPTER)*-s$(SEED).json
 
 test: $(ENV)  ## environment, ruff, every chapter once under nbval, its smoke page, pytest
 	@failed=; for step in lint smoke check; do $(MAKE) --no-print-directory $$step || failed="$$failed $$step"; done; \
@@ -60,4 +68,4 @@ lock: $(ENV)  ## requirements.lock anew: the newest versions that fit pyproject.
 	  --no-annotate --no-header --no-emit-index-url --upgrade -q -o requirements.lock
 
 clean:  ## all that was built, but for the environment
-	rm -rf _build .snakemake book/runs book/figures book/results/smoke book/results/laptop book/results/custom
+	rm -rf _build .snakemake book/runs book/results/smoke

@@ -1,6 +1,7 @@
-# One rule executes one (chapter, profile, seed), one gathers the records, one builds the book.
+# One rule executes a chapter for its page (seed 0), one a chapter and seed for the reference, one builds the book.
 #
 #   snakemake --cores all                                          the book, profile laptop
+#   snakemake --cores all records                                  the reference of profile laptop, book/results/laptop: what is missing or stale
 #   snakemake --cores all --config profile=gpu --resources gpu=4   on a machine with 4 GPUs, one job a GPU
 #   snakemake --executor slurm --jobs 20 --config profile=gpu threads=8
 #                                  on a cluster (pip install snakemake-executor-plugin-slurm); each chapter asks for one gpu
@@ -40,16 +41,21 @@ def seeds(chapter, profile):
     return range((PARAMETERS[chapter][profile] or {}).get("seeds", 1))
 
 
-def notebook(chapter, seed, profile=PROFILE):
-    return f"book/runs/{profile}/{chapter}-s{seed}.ipynb"
+def notebook(chapter, profile=PROFILE):
+    return f"book/runs/{profile}/{chapter}-s0.ipynb"
 
 
-def earlier(w):
-    """A run comes after the runs, of the same seed where there is one, whose records it shows; a page (seed 0) also after its other seeds."""
-    same = lambda c: int(w.seed) if int(w.seed) in seeds(c, w.profile) else 0
-    before = [notebook(c, same(c), w.profile) for c in AFTER.get(w.chapter, []) if c in CHAPTERS]
-    others = [notebook(w.chapter, s, w.profile) for s in seeds(w.chapter, w.profile) if s > 0]
-    return before + (others if int(w.seed) == 0 else [])
+def recorded(chapter, seed, profile=PROFILE):
+    return f"book/runs/reference/{profile}/{chapter}-s{seed}.done"
+
+
+def prepared(w):
+    """What all runs of a chapter share, stored by content, and what else its code reads."""
+    shared = {DRIVEN: ["drives"], **{c: ["clip"] for c in SPOKEN}, **{c: ["trunk"] for c in PLACED}} | {DRIVEN: ["drives", "clip"]}
+    small = {"drives": ("smoke", "paper"), "clip": ("paper",), "trunk": ("smoke", "paper")}
+    done = [f"book/runs/{w.profile}/{name}.done" for name in shared.get(w.chapter, []) if w.profile not in small[name]]
+    ledger = ["book/claims.yml", *glob("book/reference/*.csv")] if w.chapter not in ("01_worlds", "02_search") else []
+    return [*done, f"book/chapters/{w.chapter}.ipynb", f"book/params/{w.chapter}.yml", "book/execute.py", "book/sanitize.cfg", *PACKAGE, *ledger]
 
 
 def job_threads(w):
@@ -61,28 +67,22 @@ def job_threads(w):
 
 rule book:
     input:
-        pages=[notebook(c, 0) for c in CHAPTERS],
-        metrics=f"book/results/{PROFILE}/metrics.csv",
-        sources=[*glob("book/*.md"), *glob("book/_static/*"), "book/_toc.yml", "book/references.bib", "_config.yml"],
+        pages=[notebook(c) for c in CHAPTERS],
+        sources=[*glob("book/*.md"), *glob("book/*.py"), *glob("book/_static/*"), "book/_toc.yml", "book/references.bib", "_config.yml"],
+        reference=[*glob("book/results/*/*.json"), "book/claims.yml", *glob("book/reference/*.csv")],
     output:
         directory(f"{OUT}/html"),
     shell:
         # the pages of this profile take the places of the committed notebooks; no run that failed is among them
-        "source={OUT}/source && rm -rf $source && mkdir -p $source/chapters"
-        " && cp -r book/_toc.yml book/references.bib book/*.md book/_static $source/"
-        " && for page in {input.pages}; do name=$(basename $page); cp $page $source/chapters/${{name%-s0.ipynb}}.ipynb; done"
-        ' && {JUPYTER_BOOK:q} build $source --config _config.yml --path-output {OUT}/sphinx --quiet -W -n --keep-going'
+        "{PYTHON:q} book/pages.py --profile {PROFILE} --out {OUT}/source"
+        ' && {JUPYTER_BOOK:q} build {OUT}/source --config _config.yml --path-output {OUT}/sphinx --quiet -W -n --keep-going'
         " && rm -rf {output} && mv {OUT}/sphinx/_build/html {output} && touch {output}/.nojekyll"
         " && echo 'the book: {output}/index.html' >&2"
 
 
-rule gather:
+rule records:
     input:
-        [notebook(c, s) for c in CHAPTERS for s in seeds(c, PROFILE)],
-    output:
-        "book/results/{profile}/metrics.csv",
-    shell:
-        """{PYTHON:q} -c "from georeps.lab import records; records.gather('{wildcards.profile}')" """
+        [recorded(c, s) for c in CHAPTERS if c != LAST and int(c[:2]) == int(config.get("only") or c[:2]) for s in seeds(c, PROFILE)],
 
 
 rule clip:
@@ -136,24 +136,30 @@ rule drives:
 
 rule chapter:
     input:
-        earlier,
-        lambda w: [f"book/runs/{w.profile}/drives.done"] if w.chapter == DRIVEN and w.profile not in ("smoke", "paper") else [],
-        lambda w: [f"book/runs/{w.profile}/clip.done"] if w.chapter in SPOKEN and w.profile != "paper" else [],
-        lambda w: [f"book/runs/{w.profile}/trunk.done"] if w.chapter in PLACED and w.profile not in ("smoke", "paper") else [],
-        "book/chapters/{chapter}.ipynb",
-        "book/params/{chapter}.yml",
-        "book/execute.py",
-        "book/sanitize.cfg",
-        PACKAGE,
-        lambda w: ["book/claims.yml", *glob("book/reference/*.csv")] if w.chapter not in ("01_worlds", "02_search") else [],
+        lambda w: [notebook(c, w.profile) for c in AFTER.get(w.chapter, [])],
+        prepared,
     output:
-        notebook="book/runs/{profile}/{chapter}-s{seed}.ipynb",
-        record="book/results/{profile}/{chapter}-s{seed}.json",
+        notebook="book/runs/{profile}/{chapter}-s0.ipynb",
     threads: job_threads
     resources:
         gpu=lambda w: int(w.profile in ("gpu", "paper")),
     params:
-        how=lambda w: "--check" if w.profile == "smoke" else f"--profile {w.profile} --seed {w.seed} --data-root={shlex.quote(DATA_ROOT)}",
+        how=lambda w: "--check" if w.profile == "smoke" else f"--profile {w.profile} --data-root={shlex.quote(DATA_ROOT)}",
     shell:
         # a smoke run is made by nbval, which compares it with the committed outputs
         "OMP_NUM_THREADS={threads} {PYTHON:q} book/execute.py {wildcards.chapter} {params.how}"
+
+
+rule reference:
+    # a record of the reference that is there and of today's code is kept; a page's numbers are judged by it
+    input:
+        lambda w: [recorded(c, min(int(w.seed), max(seeds(c, w.profile))), w.profile) for c in AFTER.get(w.chapter, [])],
+        prepared,
+    output:
+        touch("book/runs/reference/{profile}/{chapter}-s{seed}.done"),
+    threads: job_threads
+    resources:
+        gpu=lambda w: int(w.profile in ("gpu", "paper")),
+    shell:
+        "OMP_NUM_THREADS={threads} {PYTHON:q} book/execute.py {wildcards.chapter} --profile {wildcards.profile} --seed {wildcards.seed} --reference"
+        " --data-root={DATA_ROOT:q}"

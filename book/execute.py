@@ -1,8 +1,10 @@
 """Execute one chapter with papermill: `python book/execute.py 03 --profile laptop --seed 0`; --refresh renews the
 smoke outputs that are committed; --check runs it under nbval, which compares them, and keeps what the run wrote.
 
-A chapter that succeeds lands in book/runs/<profile>/; one that fails lands in book/runs/failed/, its error is printed
-with the chapter's name, and the exit status is 1. A run that was killed goes on from its checkpoints when started again.
+A chapter that succeeds lands in book/runs/<profile>/ with its record; --reference writes the record to book/results/<profile>/,
+the reference that is committed, unless it is there and was measured with the same code and parameters. One that fails
+lands in book/runs/failed/, its error is printed with the chapter's name, and the exit status is 1.
+A run that was killed goes on from its checkpoints when started again.
 """
 
 import argparse
@@ -25,8 +27,8 @@ from papermill.exceptions import PapermillExecutionError
 
 BOOK = Path(__file__).resolve().parent
 PROFILES = ("smoke", "laptop", "gpu", "paper")
+TABLE = "application/vnd.georeps.table+json"  # what an output hands to its page (georeps.lab.exhibits)
 SMOKE = {"TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}  # what is compared is computed on a CPU, whatever there is
-PARAMETER_TAGS = {"parameters", "injected-parameters"}
 
 
 class BookEngine(NBClientEngine):
@@ -39,11 +41,8 @@ class BookEngine(NBClientEngine):
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Parameter cells collapsed, progress bars and warnings (stderr) left out of the page."""
+    """Progress bars and warnings (stderr) left out of the page."""
     for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        if PARAMETER_TAGS & set(tags) and "hide-input" not in tags:
-            cell.metadata["tags"] = [*tags, "hide-input"]
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
 
@@ -89,20 +88,22 @@ def parameters(chapter: Path, profile: str, seed: int, own: dict) -> dict:
     return {"profile": profile, "seed": seed, **(sets[profile] or {}), **own}
 
 
-def execute(chapter: Path, profile: str, seed: int, own: dict, data_root: str) -> None:
+def execute(chapter: Path, profile: str, seed: int, own: dict, data_root: str, reference: bool) -> None:
     """Run a chapter. With parameters of its own, or data of its own in a profile that has none, a run is no part of the
-    profile: it goes to runs/custom and results/custom.
+    profile: it goes to runs/custom.
     """
     values = parameters(chapter, profile, seed, own)
     label = "custom" if own or (data_root and profile != "paper") else profile
     values |= {"profile": label} | ({"data_root": data_root} if data_root else {})
     name = f"{chapter.stem}-s{seed}"
-    folder, failed = BOOK / "runs" / label, BOOK / "runs" / "failed" / f"{name}-{label}.ipynb"
+    folder, failed = BOOK / "runs" / ("reference" * reference) / label, BOOK / "runs" / "failed" / f"{name}-{label}.ipynb"
+    if reference and fresh(chapter.stem, values, BOOK / "results" / label / f"{name}.json"):
+        return print(f"chapter {position(chapter)}: {chapter.stem} ({label}, seed {seed}) is in the reference", file=sys.stderr)
     scratch = folder / "scratch" / f"{name}-{content_hash(chapter, values)}"
     folder.mkdir(parents=True, exist_ok=True)
     print(f"chapter {position(chapter)}: {chapter.stem} ({label}, seed {seed})", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as away, one_gpu(profile):
-        os.environ["GEOREPS_SCRATCH"] = str(scratch)
+        os.environ |= {"GEOREPS_SCRATCH": str(scratch)} | ({} if reference else {"GEOREPS_LIVE": str(folder)})
         partial = Path(away) / "run.ipynb"
         try:
             run_notebook(chapter, partial, values)
@@ -113,6 +114,14 @@ def execute(chapter: Path, profile: str, seed: int, own: dict, data_root: str) -
         shutil.move(partial, folder / f"{name}.ipynb")
     shutil.rmtree(scratch, ignore_errors=True)
     print(f"done: {(folder / f'{name}.ipynb').relative_to(BOOK.parent)}", file=sys.stderr)
+
+
+def fresh(chapter: str, values: dict, path: Path) -> bool:
+    """Whether a record is there that the same code and parameters made."""
+    from georeps.lab import records
+
+    own = {k: v for k, v in (defaults(find_chapter(chapter)) | values).items() if k not in ("profile", "seed", "device")}
+    return path.is_file() and records.read_record(path).code == records.code_of(chapter, own)
 
 
 def keep_failed(partial: Path, failed: Path) -> None:
@@ -147,16 +156,21 @@ def refresh(chapter: Path) -> None:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             data.pop("image/png", None)
+            data.pop(TABLE, None)
             if "<script>" in "".join(data.get("text/html", "")):  # a page element, with pictures of its own
                 del data["text/html"]
     nbformat.write(notebook, chapter)
 
 
 class Kept:
-    """A pytest plugin: what nbval's cells gave, written as a notebook where all of them passed."""
+    """A pytest plugin: what nbval's cells gave, written as a notebook where all of them passed; tables of figures are not compared."""
 
     def __init__(self, target: Path):
         self.target = target
+
+    def pytest_collectstart(self, collector):
+        if hasattr(collector, "skip_compare"):
+            collector.skip_compare += (TABLE,)
 
     def pytest_sessionfinish(self, session, exitstatus):
         if exitstatus == 0:
@@ -239,6 +253,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-p", "--parameter", type=assignment, action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--data-root", default="", help="a folder of your own data; what is in it, each chapter says")
+    parser.add_argument("--reference", action="store_true", help="write the record to book/results, where the committed ones are")
     parser.add_argument("--refresh", action="store_true", help="renew the committed smoke outputs in place")
     parser.add_argument("--check", action="store_true", help="compare a smoke run with the committed outputs, and keep it")
     args = parser.parse_args()
@@ -252,7 +267,7 @@ def main() -> None:
     elif args.check and args.chapter:
         sys.exit(check(find_chapter(args.chapter)))
     elif args.chapter:
-        execute(find_chapter(args.chapter), args.profile, args.seed, dict(args.parameter), args.data_root)
+        execute(find_chapter(args.chapter), args.profile, args.seed, dict(args.parameter), args.data_root, args.reference)
     else:
         parser.error("name a chapter")
 

@@ -6,6 +6,7 @@ A map is equirectangular, in degrees; a globe is seen from infinitely far (ortho
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -27,6 +28,7 @@ def globes(paths: Float[Tensor, "t n 3"], truth: Float[Tensor, "3"], *, shares: 
         north = torch.nn.functional.normalize(torch.tensor([0.0, 0, 1]) - truth[2] * truth, dim=0)
         east = torch.linalg.cross(north, truth)
     frame = torch.stack([east, north, truth])
+    figure.table = pd.DataFrame(sphere.to_latlon(paths[-1]).numpy(), columns=["latitude of a sample", "longitude of a sample"])
     for ax, share in zip(axes[0], shares, strict=True):
         ax.add_patch(plt.Circle((0, 0), 1, facecolor="0.97", edgecolor="0.5"))
         for line in earth.outlines("coast"):
@@ -47,6 +49,7 @@ def densities(images: Sequence[UInt8[Tensor, "3 h w"]], log_density: Float[Tenso
     rows = round((log_density.shape[1] / 2) ** 0.5)
     inside = elements.shares(log_density, rows).view(len(images), rows, 2 * rows)
     figure, axes = plt.subplots(len(images), 2, figsize=(9, 2.5 * len(images)), layout="constrained", width_ratios=[1, 3.2], squeeze=False)
+    figure.table = pd.DataFrame(sphere.to_latlon(truth).numpy(), columns=["true latitude", "true longitude"], index=list(names)).reset_index(names="image")
     latitude = 90 - (np.arange(rows) + 0.5) * 180 / rows
     longitude = (np.arange(2 * rows) + 0.5) * 180 / rows - 180
     for (left, right), image, mass, place, name in zip(axes, images, inside, sphere.to_latlon(truth).tolist(), names, strict=True):

@@ -15,17 +15,20 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from georeps.core import vmf
-from georeps.lab import claims, records
+from georeps.lab import claims, exhibits, records
 from georeps.worlds import earth
 
 Figure, Axes = "matplotlib.figure.Figure", "matplotlib.axes.Axes"
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")  # seaborn's "colorblind"
 TRAIN, TEST = PALETTE[0], PALETTE[1]
-VERDICTS = {"holds": PALETTE[2], "fails": PALETTE[3], "undecided": PALETTE[7], "not tested": "0.75"}
+VERDICTS = {
+    "holds": PALETTE[2], "fails": PALETTE[3], "equal": PALETTE[0], "no signal": PALETTE[4], "undecided": PALETTE[7], "not tested": "0.75",
+}  # fmt: skip
 
 
 def style() -> None:
-    """The book's look of tables; called once at the top of a chapter. That of figures comes with the first of them."""
+    """The book's look of tables, and what they and figures hand to their page; called once at the top of a chapter. Figures' look comes with the first."""
+    exhibits.hand_over()
     pd.set_option("display.max_colwidth", None)
     pd.set_option("display.max_rows", None)
 
@@ -153,6 +156,7 @@ def retrieval_strips(
     names = names or [f"rank {int(r) + 1}" for r in ranks]
     n, k = retrieved.shape
     figure, axes = plt.subplots(n, k + 2, figsize=(1.05 * (k + 2), 1.12 * n + 0.3), squeeze=False)
+    figure.table = _found(names, retrieved, right)
     for r in range(n):
         _show(axes[r, 0], queries[r])
         _show(axes[r, 1], gallery[int(match[r])], frame="0.3")
@@ -171,6 +175,7 @@ def class_strips(
     """A row a query: the query and what it finds among the images; the frame is green where the class is right, red elsewhere."""
     n, k = found.shape
     figure, axes = plt.subplots(n, k + 1, figsize=(1.05 * (k + 1), 1.1 * n), squeeze=False)
+    figure.table = _found(names, found, labels[found] == labels[asked][:, None])
     for r in range(n):
         _show(axes[r, 0], images[asked[r]])
         axes[r, 0].set_ylabel(names[r], fontsize=9)
@@ -178,6 +183,11 @@ def class_strips(
             _show(axes[r, c], images[i], frame=VERDICTS["holds" if labels[i] == labels[asked[r]] else "fails"])
     figure.tight_layout(pad=0.3)
     return figure
+
+
+def _found(queries: Sequence[str], retrieved: Int64[Tensor, "q k"], right: Bool[Tensor, "q k"]) -> pd.DataFrame:
+    rows = [(query, c + 1, int(i), bool(right[r, c])) for r, query in enumerate(queries) for c, i in enumerate(retrieved[r])]
+    return pd.DataFrame(rows, columns=["query", "place", "gallery image", "right"])
 
 
 def place_classes(corner: Float[Tensor, "c 3"], group: Int64[Tensor, " c"], *, side: float) -> Figure:
@@ -238,24 +248,25 @@ def tile_heatmap(
 
 
 def verdicts(ledger: pd.DataFrame) -> Figure:
-    """Margins of the tested claims with their 95% bootstrap intervals, both in half-widths of the interval; right of 0 is in the claim's favour.
+    """Margins of the tested claims with their 95% intervals, in units of each claim's rope; right of the band is in the claim's favour.
 
-    Units differ from claim to claim, so margins are shown against their own uncertainty, moved to 6 where they lie beyond; of one seed, which has
-    none, as 0.
+    A claim whose rope is 0 is shown in half-widths of its interval, its mark hollow; what lies beyond 8 is moved there.
     """
-    tested = ledger[ledger.verdict != "not tested"].iloc[::-1]
+    tested = ledger[ledger.verdict != "not tested"]
     figure, ax = plt.subplots(figsize=(7, 0.3 * len(tested) + 1.2), layout="constrained")
+    figure.table = tested[["id", "margin", "low", "high", "rope", "n", "queries", "verdict"]]
     for y, row in enumerate(tested.itertuples()):
-        half = (row.high - row.low) / 2
-        exact = 6 * float(np.sign(row.margin)) if row.n > 1 else 0.0  # every seed alike
-        at, low, high = (v / half for v in (row.margin, row.low, row.high)) if half > 0 else (exact, exact, exact)
-        beyond = float(np.clip(at, -6, 6)) - at
-        at, low, high = at + beyond, low + beyond, high + beyond
-        ax.plot([low, high], [y, y], color=VERDICTS[row.verdict], linewidth=2)
-        ax.plot(at, y, "o", color=VERDICTS[row.verdict])
+        unit = row.rope or (row.high - row.low) / 2 or abs(row.margin) / 8 or 1.0
+        at, low, high = (np.nan_to_num(v / (unit if np.isfinite(unit) else 1.0)) for v in (row.margin, row.low, row.high))
+        beyond, colour = float(np.clip(at, -8, 8)) - at, VERDICTS[row.verdict]
+        ax.plot(np.clip([low + beyond, high + beyond], -9, 9), [y, y], color=colour, linewidth=2)
+        ax.plot(at + beyond, y, "o", color=colour, markerfacecolor=colour if row.rope else "white")
+    ax.axvspan(-1, 1, color="0.92", zorder=0)
     ax.axvline(0, color="0.3", linewidth=1)
     ax.set_yticks(range(len(tested)), [f"{row.id} (n={row.n})" for row in tested.itertuples()], fontsize=9)
-    ax.set(xlabel="margin of the check, in half-widths of its interval", xlim=(-7.2, 7.2), ylim=(-0.6, len(tested) - 0.4))
+    for label, verdict in zip(ax.get_yticklabels(), tested.verdict, strict=True):
+        label.set_color(VERDICTS[verdict] if verdict in ("holds", "fails") else "0.35")
+    ax.set(xlabel="margin of the check, in units of its rope", xlim=(-9.2, 9.2), ylim=(len(tested) - 0.4, -0.6))
     return figure
 
 
@@ -291,6 +302,7 @@ def composed_strips(
     """A row a composed query: its image, its text, and the best retrieved, framed green where right and red where wrong."""
     n, k = retrieved.shape
     figure, axes = plt.subplots(n, k + 1, figsize=(1.05 * (k + 1) + 1, 1.22 * n + 0.2), squeeze=False)
+    figure.table = _found(texts if names is None else [f"{n} {t}".strip() for n, t in zip(names, texts, strict=True)], retrieved, right)
     for r in range(n):
         _show(axes[r, 0], queries[r], frame="0.3")
         axes[r, 0].set_title(texts[r], fontsize=9, loc="left")
@@ -319,6 +331,7 @@ def similarities(panels: Mapping[str, Mapping[str, Float[Tensor, " n"]]], *, xla
 def grid_of(values: pd.DataFrame, *, label: str, title: str = "") -> Figure:
     """A table of numbers as colours, the numbers written in."""
     figure, ax = plt.subplots(figsize=(1.1 * values.shape[1] + 2, 0.55 * values.shape[0] + 1.2), layout="constrained")
+    figure.table = values.reset_index()
     sns.heatmap(values.astype(float), annot=True, fmt=".1f", cmap="rocket_r", cbar_kws={"label": label}, ax=ax)
     ax.set_title(title)
     ax.tick_params(axis="y", rotation=0)
@@ -337,8 +350,11 @@ def claim_sides(ledger: pd.DataFrame, found: list[records.Record], *, columns: i
     tested = list(ledger[ledger.verdict != "not tested"].itertuples())
     rows = -(-len(tested) // columns)
     figure, axes = plt.subplots(max(rows, 1), columns, figsize=(2.6 * columns, 2.5 * max(rows, 1)), layout="constrained", squeeze=False)
+    sides = {claim.id: claims.sides(claim.check, found) for claim in tested}
+    drawn = [(i, side, seed, v) for i, parts in sides.items() for side, values in parts.items() for seed, v in enumerate(values)]
+    figure.table = pd.DataFrame(drawn, columns=["claim", "side", "seed", "value"])
     for ax, claim in zip(axes.flat, tested, strict=False):
-        parts = claims.sides(claim.check, found)
+        parts = sides[claim.id]
         for line in zip(*parts.values(), strict=True):
             ax.plot(range(len(parts)), line, color=VERDICTS[claim.verdict], marker="o", markersize=4, linewidth=1)
         ax.set_xticks(range(len(parts)), _short_sides(list(parts)))
@@ -368,6 +384,7 @@ def _short_sides(sides: Sequence[str]) -> list[str]:
 def dots(samples: Mapping[str, Sequence[float]], *, xlabel: str, title: str = "") -> Figure:
     """A row a setting: one faint dot a seed, the mean with its 95% t interval in front."""
     figure, ax = plt.subplots(figsize=(7, 0.32 * len(samples) + 1), layout="constrained")
+    figure.table = pd.DataFrame([(n, *records.interval(s)) for n, s in samples.items()], columns=["row", xlabel, "half-width of the 95% interval", "seeds"])
     for y, sample in enumerate(samples.values()):
         mean, half, _ = records.interval(sample)
         ax.plot(list(sample), [y] * len(sample), "o", color=PALETTE[0], alpha=0.35, markersize=5)
@@ -379,12 +396,14 @@ def dots(samples: Mapping[str, Sequence[float]], *, xlabel: str, title: str = ""
 
 
 def _bands(ax: Axes, curves: Mapping[str, Mapping[float, Sequence[float]]], percent: bool = True) -> None:
-    bounds = (0, 100) if percent else (-np.inf, np.inf)
+    bounds, rows = (0, 100) if percent else (-np.inf, np.inf), []
     for (name, curve), colour in zip(curves.items(), itertools.cycle(PALETTE), strict=False):
         xs = sorted(curve)
         mean, half, n = map(np.array, zip(*(records.interval(curve[x]) for x in xs), strict=True))
         ax.plot(xs, mean, color=colour, marker=".", label=f"{name} (n={n[0]})")
         ax.fill_between(xs, (mean - half).clip(*bounds), (mean + half).clip(*bounds), color=colour, alpha=0.15, linewidth=0)
+        rows += [("", name, *row) for row in zip(xs, mean, half, n, strict=True)]
+    ax.figure.table = pd.DataFrame(rows, columns=["panel", "series", "x", "y", "half-width of the 95% interval", "seeds"])
 
 
 def _show(ax: Axes, image: UInt8[Tensor, "3 h w"], frame: str | tuple | None = None) -> None:

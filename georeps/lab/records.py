@@ -39,7 +39,10 @@ REFERENCE_COLUMNS = ["source", "table", "row", "column", "value", "metric"]
 
 @dataclass
 class Record:
-    """`floors`: metric -> what it must beat, {"chance": value, "rows": metric ids}; `code`: hash of all that decided what was computed (`code_of`)."""
+    """`floors`: metric -> what it must beat, {"chance": value, "rows": metric ids}; `code`: hash of all that decided what was computed (`code_of`).
+
+    `modules`: of each module of georeps that the chapter's numbers rest on, imported directly or through others, a hash of its code.
+    """
 
     chapter: str
     profile: str
@@ -50,6 +53,7 @@ class Record:
     floors: dict[str, dict] = field(default_factory=dict)
     data: str = ""
     code: str = ""
+    modules: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     wall_s: float = 0.0
     path: Path | None = None
@@ -136,6 +140,7 @@ class Run:
             raise ValueError(f"floor: expected recorded metrics, found {', '.join(lost)}")
         self.record.wall_s = round(time.monotonic() - self.started, 1)
         self.record.code = code_of(self.record.chapter, self.record.parameters)
+        self.record.modules = modules_of(self.record.chapter)
         live = os.environ.get("GEOREPS_LIVE")
         folder = Path(live) if live else results_folder() / self.record.profile
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,14 +173,14 @@ def best_of(rows: Mapping[str, Any]) -> np.ndarray:
 
 def code_of(chapter: str, parameters: dict[str, Any]) -> str:
     """16 hexadecimal digits of all that decides what a chapter computes: its cells' code, its parameters, the modules it imports; "" without a notebook."""
-    trees = _cells(chapter)
-    found = set().union(*map(cache.imported, trees)) if trees else set()
-    return cache.hash_of([cache.bare(t) for t in trees], parameters, cache.sources(sorted(found))) if trees else ""
+    cells = [cache.bare(tree) for tree in _cells(chapter)]
+    return cache.hash_of(cells, parameters, modules_of(chapter)) if cells else ""
 
 
-def modules_of(chapter: str) -> set[str]:
-    """The modules of georeps that a chapter's numbers rest on, imported directly or through others."""
-    return set(cache.sources(set().union(*map(cache.imported, _cells(chapter)))))
+def modules_of(chapter: str) -> dict[str, str]:
+    """The modules of georeps that a chapter's numbers rest on, imported directly or through others -> a hash of each one's code."""
+    sources = cache.sources(set().union(*map(cache.imported, _cells(chapter))))
+    return {module: cache.hash_of(code)[:8] for module, code in sorted(sources.items())}
 
 
 def stale(profile: str = "laptop") -> list[str]:
@@ -391,10 +396,11 @@ def _installed(name: str) -> bool:
 
 
 def _read_folder(folder: Path) -> list[Record]:
-    return [_read_record(path) for path in sorted(folder.glob("*.json"))]
+    return [read_record(path) for path in sorted(folder.glob("*.json"))]
 
 
-def _read_record(path: Path) -> Record:
+def read_record(path: Path) -> Record:
+    """The record of a file; ValueError naming the file where it holds none."""
     try:
         return Record(**json.loads(path.read_text()), path=path)
     except (ValueError, TypeError) as error:

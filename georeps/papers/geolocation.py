@@ -142,6 +142,12 @@ def densest(points: Float[Tensor, "b n 3"], log_density: Float[Tensor, "b n"]) -
     return points[torch.arange(len(points), device=points.device), log_density.argmax(1)]
 
 
+def prior(places: Float[Tensor, "m 3"], n: int, *, generator: torch.Generator) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
+    """n answers that know no image: training places drawn at random, and their one `vote`, n times."""
+    drawn = places[torch.randint(len(places), (n,), generator=generator)]
+    return drawn, vote(drawn[None, :1000]).expand(n, 3)
+
+
 @dataclass(frozen=True)
 class Judged:
     km: Float[Tensor, " b"]  # from each found place to the true one
