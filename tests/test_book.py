@@ -6,6 +6,7 @@
 import functools
 import http.server
 import os
+import re
 import shutil
 import threading
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 CHROMIUM = os.environ.get("GEOREPS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+AXE = Path(__file__).parent / "vendor" / "axe-4.14.1.min.js"  # from its npm package, for this test alone
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
@@ -74,6 +76,37 @@ def test_the_chapters_are_pages_with_figures_and_collapsed_parameters(html):
     assert (html / "chapters" / "03_crossview.html").read_text().count('src="../_images/') >= 4
 
 
+EXHIBIT = re.compile(r'<figure class="exhibit.*?</figure>', re.DOTALL)
+
+
+def test_every_picture_of_a_chapter_is_an_exhibit_with_caption_alternative_text_and_data(html):
+    for path in sorted((html / "chapters").glob("*.html")):
+        text = path.read_text()
+        shown = [e for e in EXHIBIT.findall(text) if "<img " in e]
+        assert len(shown) == text.count('src="../_images/'), f"{path}: a picture without a caption"
+        for exhibit in shown:
+            caption = re.search(r"<strong>(Figure|Table) \d+\.\d+\.</strong> \S+", exhibit)
+            alt = re.search(r'<img alt="([^"]*)"', exhibit)
+            assert caption and alt and len(alt[1]) > 40, f"{path}: {exhibit[:200]}"
+            assert ".csv" in exhibit and ".json" in exhibit and ".py" in exhibit, f"{path}: {caption[0]}"
+
+
+def test_roles_leave_no_trace_and_every_verdict_leads_to_its_claim_and_back(html):
+    ledger = parsed(html / "chapters" / "14_claims.html").ids
+    for path in sorted((html / "chapters").glob("*.html")):
+        text = path.read_text()
+        assert not re.search(r"\{(verdict|measured|paper|said)\}", text), path
+        for claim in re.findall(r'<a class="verdict[^>]*href="14_claims.html#claim-([^"]+)"', text):
+            assert f"claim-{claim}" in ledger and f"{path.name}#said-{claim}" in (html / "chapters" / "14_claims.html").read_text()
+
+
+def test_pages_fold_their_plumbing_under_a_line_that_says_what_it_does(html):
+    text = (html / "chapters" / "02_search.html").read_text()
+    for said in ("Imports", "Parameters", "Six ways to search, and how they are timed"):
+        assert f">{said}<" in text.replace("<span>", "").replace("</span>", ""), said
+    assert "# fold:" not in text and "# caption:" not in text
+
+
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
@@ -117,3 +150,39 @@ def test_a_browser_without_network_shows_every_page(html, address):
                 problems.append(f"{path}: mathematics is not typeset")
         browser.close()
     assert not problems, "\n".join(problems)
+
+
+SEVERE = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
+  .filter(v => ["serious", "critical"].includes(v.impact)).flatMap(v => v.nodes.map(n => v.id + ": " + n.html.slice(0, 200)))"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
+def test_no_page_has_a_serious_violation_of_accessibility(html, address, scheme):
+    """axe-core, in the colours of day and of night."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    problems = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(color_scheme=scheme)
+        for path in pages(html):
+            page.goto(address + path.relative_to(html).as_posix(), wait_until="networkidle")
+            page.add_script_tag(path=AXE)
+            problems += [f"{path.name}: {said}" for said in page.evaluate(SEVERE)]
+        browser.close()
+    assert not problems, "\n".join(problems[:40])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
+def test_a_narrow_window_scrolls_exhibits_and_not_the_page(html, address):
+    """At 360 px pictures keep at least 36 rem, in which their words can be read."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 360, "height": 800})
+        page.goto(address + "chapters/02_search.html", wait_until="networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        widths = page.evaluate("[...document.querySelectorAll('figure.exhibit > img')].map(i => i.getBoundingClientRect().width)")
+        assert len(widths) >= 5 and min(widths) >= 570
+        browser.close()

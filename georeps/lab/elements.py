@@ -33,7 +33,7 @@ SLIDER = """
   const numbers = t => {{ const b = atob(t), v = new Float32Array(b.length / 2);
     for (let i = 0; i < v.length; i++) v[i] = (b.charCodeAt(2 * i) + 256 * b.charCodeAt(2 * i + 1)) / 65535; return v; }};
   const image = data.image.map(numbers), text = data.text.map(numbers);
-  const picture = i => {{ const e = document.createElement("img"); e.src = "data:image/jpeg;base64," + data.tiles[i];
+  const picture = i => {{ const e = document.createElement("img"); e.alt = "tile " + i; e.src = "data:image/jpeg;base64," + data.tiles[i];
     e.style.cssText = "width:64px;height:64px;margin:2px;border:3px solid transparent"; return e; }};
   let asked = 0;
   const show = () => {{

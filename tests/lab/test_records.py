@@ -1,10 +1,12 @@
 """Records, tables and the claims ledger."""
 
+import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from georeps.lab import records
@@ -144,3 +146,108 @@ def test_a_table_has_an_interval_a_cell_and_a_dash_where_nothing_was_recorded(re
     assert list(table.columns) == ["R@1", "R@5"] and table.loc[("Siamese", "cross")].tolist() == ["-", "-"]
     assert table.loc[("SAFA", "cross"), "R@1"] == records.format_interval([1.0, 3.0])
     assert records.table(here, {"SAFA": "a.safa"}, ("r1",), 2).loc["SAFA", "r1"].startswith("2.00")
+
+
+def test_outcomes_are_stored_beside_the_record_and_their_mean_is_the_metric(results):
+    """Of the metrics that the ledger names: `crossview.loss.info_nce.r1` is one."""
+    run = records.Run("03_x", profile="smoke", seed=0, device="cpu", parameters={})
+    hits = torch.tensor([True, False, False, True])
+    assert run.outcomes("crossview.loss.info_nce.r1", 100.0 * hits) == 50 and run.outcomes("nobody.asks", [0.25, -0.5]) == -0.125
+    (record,) = [records.read_record(run.save())]
+    assert record.metrics == {"crossview.loss.info_nce.r1": 50, "nobody.asks": -0.125}
+    assert list(record.outcomes) == ["crossview.loss.info_nce.r1"] and record.outcomes["crossview.loss.info_nce.r1"].tolist() == [100, 0, 0, 100]
+    assert record.outcomes["crossview.loss.info_nce.r1"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("values", [[1.0, math.nan], [], [[1.0]]])
+def test_outcomes_that_are_no_finite_row_are_named(results, values, unchecked):
+    run = records.Run("03_x", profile="smoke", seed=0, device="cpu", parameters={})
+    with pytest.raises(ValueError, match="a.b: expected finite outcomes a query, found shape"):
+        run.outcomes("a.b", values)
+
+
+def test_recalls_record_outcomes_and_chance(results):
+    run = records.Run("03_x", profile="smoke", seed=0, device="cpu", parameters={})
+    ranks = torch.tensor([0, 3, 7, 400])
+    run.recalls("x.floor", ranks, gallery=500)
+    run.recalls("x.model", ranks, gallery=500, ks=(1, 5), percents=(1, 5), rows=["x.floor"])
+    assert run.record.metrics["x.model.r5"] == run.record.metrics["x.model.r1pct"] == 50 and run.record.metrics["x.model.r5pct"] == 75
+    assert run.record.floors["x.model.r1pct"] == {"chance": 1.0, "rows": ["x.floor.r1pct"]}
+    with pytest.raises(ValueError, match="floor: expected recorded metrics, found x.floor.r5pct"):
+        run.save()
+
+
+def test_the_best_of_several_rows_is_chosen_on_other_queries():
+    """Of rows without a difference the best of many is better than any; the one chosen on other queries is not."""
+    generator = np.random.default_rng(0)
+    rows = {str(i): generator.normal(size=1000) for i in range(20)}
+    assert abs(records.best_of(rows).mean()) < 0.08 < max(v.mean() for v in rows.values()) + 0.05
+    rows["better"] = generator.normal(0.5, 1, size=1000)
+    assert (records.best_of(rows) == rows["better"]).all()
+
+
+def test_a_receipt_says_bit_equal_inside_timed_different_and_new(results):
+    values_ = {s: {"a": float(s), "b": 5 + 0.1 * s, "c": 1.0, "d.ms": 3.0 + s} for s in range(3)}
+    write(values_)
+    reference = records.records("smoke")
+    run = records.Run("03_x", profile="smoke", seed=0, device="cpu", parameters={})
+    for name, value in {"a": 0.0, "b": 5.3, "c": 1.1, "d.ms": 90.0, "e": 1.0}.items():
+        run[name] = value
+    graded = records.grade(run.record, reference).set_index("metric").grade
+    assert graded.to_dict() == {"a": "bit-equal", "b": "inside", "c": "different", "d.ms": "timed", "e": "new"}
+
+
+def test_the_interval_of_a_receipt_holds_one_more_seed_as_often_as_it_says(results):
+    generator, inside = np.random.default_rng(0), 0
+    for _ in range(300):
+        mean, half, n = records.interval(generator.normal(size=5))
+        inside += abs(generator.normal() - mean) <= half * math.sqrt(n + 1)
+    assert 0.91 < inside / 300 < 0.98
+
+
+@pytest.fixture
+def small_book(tmp_path, monkeypatch):
+    """A book of one chapter that imports one module of the package."""
+    for folder in ("chapters", "params", "results/laptop"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setenv("GEOREPS_BOOK", str(tmp_path))
+    monkeypatch.delenv("GEOREPS_RESULTS", raising=False)
+
+    def write_chapter(code, epochs=1):
+        cells = [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": "seed: int = 0\nepochs: int = 1\nseeds: int = 1"}]
+        cells.append({"cell_type": "code", "metadata": {}, "source": ["from georeps.core import vmf\n", code]})
+        (tmp_path / "chapters" / "03_x.ipynb").write_text(json.dumps({"cells": cells}))
+        (tmp_path / "params" / "03_x.yml").write_text(f"laptop: {{epochs: {epochs}}}\n")
+
+    write_chapter("x = 1")
+    return write_chapter
+
+
+def test_a_reference_is_stale_once_code_or_parameters_are_others_and_not_for_comments(small_book):
+    run = records.Run("03_x", profile="laptop", seed=0, device="cpu", parameters=records.parameters_of("03_x", "laptop"))
+    run.save()
+    assert records.stale() == [] and "georeps.core.vmf" in run.record.modules
+    small_book("x = 1  # a comment")
+    assert records.stale() == []
+    small_book("x = 2")
+    assert records.stale() == ["03_x"]
+    small_book("x = 1", epochs=2)
+    assert records.stale() == ["03_x"]
+
+
+def test_a_run_of_the_book_stays_beside_a_reference_of_its_code_and_alone_without(small_book, monkeypatch, tmp_path):
+    parameters = records.parameters_of("03_x", "laptop") | {"seeds": 2}
+    for seed in range(2):
+        run = records.Run("03_x", profile="laptop", seed=seed, device="cpu", parameters=parameters)
+        run["a"] = float(seed)
+        run.save()
+    monkeypatch.setenv("GEOREPS_LIVE", str(tmp_path / "runs"))
+    own = records.Run("03_x", profile="laptop", seed=0, device="cpu", parameters=parameters)
+    own["a"] = 7.0
+    assert [r.metrics["a"] for r in own.runs()] == [0, 1]
+    assert own.save().parent == tmp_path / "runs" and [r.metrics["a"] for r in records.records("laptop")] == [0, 1]
+    small_book("x = 3")
+    assert [r.metrics["a"] for r in own.runs()] == [7]
+    (tmp_path / "results" / "laptop" / "03_x-s0.json").unlink()
+    (tmp_path / "results" / "laptop" / "03_x-s1.json").unlink()
+    assert [r.metrics["a"] for r in records.records("laptop")] == [7] and records.records("laptop", live=False) == []
