@@ -65,7 +65,7 @@ class Reference:
 def margin(row) -> str:
     unit = next((u for pattern, u in UNITS.items() if all(re.search(pattern, m) for m in claims.metrics_of(row.check))), "")
     interval = f", {row.low:+.3g} to {row.high:+.3g}" if row.n > 1 else ""
-    return f"{row.margin:+.3g}{unit}{interval}, {row.n} seed{'s' * (row.n != 1)}"
+    return f"{row.margin:+.3g}{unit}{interval}, {row.n} seed{'' if row.n == 1 else 's'}"
 
 
 class Page:

@@ -43,14 +43,16 @@ readers/    official data sets on disk
 tasks/      one record for a method to take, from a world or from your data
     pairs           ground and satellite
     unseen          classes never trained on
+    floors          rows that learn nothing
     compositions    composed queries
     drives          a city driven through
     places          where on Earth was this seen
     export          embedded worlds in official trees
 lab/        what turns runs into pages
-    records         what a run measured; tables beside the papers' numbers
-    claims          the ledger
+    records         what a run measured, a query each; the reference; tables beside the papers' numbers
+    claims          the ledger: margins, intervals, verdicts
     plots, maps     figures; figures on the Earth
+    exhibits        the table, and the words, behind a figure
     elements        page elements that a reader moves
     speed           the core raced beside its peers
     trained         a training that chapters share, stored

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -86,13 +86,16 @@ def code(*modules: str, libraries: tuple[str, ...] = ()) -> str:
     return hash_of(sources(modules), {name: metadata.version(name) for name in libraries})
 
 
-def sources(modules: Iterable[str]) -> dict[str, str]:
-    """Modules of georeps and all that these import of it, directly and through others -> their code, without comments, docstrings and line breaks."""
+def sources(modules: Iterable[str], *, without: Container[str] = ()) -> dict[str, str]:
+    """Modules of georeps and all that these import of it, directly and through others -> their code, without comments, docstrings and line breaks.
+
+    `without`: modules that do not count, nor what only they import.
+    """
     found: dict[str, str] = {}
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name not in found:
+        if name not in found and name not in without:
             if (path := _file(name)) is None:
                 raise ValueError(f"modules: expected modules of {PACKAGE.name}, found {name!r}")
             found[name], others = _read(path, path.stat().st_mtime_ns)

@@ -33,6 +33,7 @@ from georeps.core import cache
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "faiss-cpu", "open-clip-torch")
 TIMED = re.compile(r"\.(ms|seconds\w*|time|\w*points_per_s|limit_ms|peak_mib|tflops|gb_s|ratio)$|^search\.speed\.|^speed\.cpu\.|cost\.(\w+\.)*(time|share)$")
+DRAWING = {f"georeps.lab.{name}" for name in ("plots", "maps", "elements", "exhibits")}  # decide no number
 METRIC = re.compile(r"[A-Za-z_]\w*(?:\.\w+)+")  # as the checks of claims name them
 REFERENCE_COLUMNS = ["source", "table", "row", "column", "value", "metric"]
 
@@ -178,8 +179,8 @@ def code_of(chapter: str, parameters: dict[str, Any]) -> str:
 
 
 def modules_of(chapter: str) -> dict[str, str]:
-    """The modules of georeps that a chapter's numbers rest on, imported directly or through others -> a hash of each one's code."""
-    sources = cache.sources(set().union(*map(cache.imported, _cells(chapter))))
+    """The modules of georeps that a chapter's numbers rest on, imported directly or through others -> a hash of each one's code; not what only draws."""
+    sources = cache.sources(set().union(*map(cache.imported, _cells(chapter))), without=DRAWING)
     return {module: cache.hash_of(code)[:8] for module, code in sorted(sources.items())}
 
 

@@ -39,6 +39,11 @@ def test_the_hash_of_code_follows_imports_and_ignores_comments_docstrings_and_la
     assert code("a") != before and code("a") != code("b")
 
 
+def test_modules_left_out_do_not_count_nor_what_only_they_import(package):
+    assert set(cache.sources(["georeps.core.a"])) == {"georeps.core.a", "georeps.core.b", "georeps.core.c"}
+    assert set(cache.sources(["georeps.core.a"], without={"georeps.core.b"})) == {"georeps.core.a"}
+
+
 def test_the_hash_of_code_depends_on_the_versions_of_libraries():
     assert cache.code("georeps.core.sphere") != cache.code("georeps.core.sphere", libraries=("torch",))
 
