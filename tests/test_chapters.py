@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from nbformat import v4
 from PIL import Image
 
@@ -61,12 +62,12 @@ def test_a_chapter_that_raises_is_named_kept_apart_and_leaves_no_page(small_book
     assert not (small_book / "runs/laptop/01_small-s0.ipynb").exists()
 
 
-def test_a_chapter_that_succeeds_shows_its_position_and_collapses_its_parameters(small_book):
+def test_a_chapter_that_succeeds_shows_its_position_and_its_parameters(small_book):
     run = python(small_book / "execute.py", "01", "--profile", "smoke", "-p", "divisor=2")
     assert run.returncode == 0, run.stderr
     assert "chapter 1 of 1: 01_small (custom, seed 0)" in run.stderr
     cells = nbformat.read(small_book / "runs/custom/01_small-s0.ipynb", as_version=4).cells
-    assert all("hide-input" in c.metadata.tags for c in cells[:2]) and cells[-1].outputs[0].text == "3\n"
+    assert [c.metadata.tags[0] for c in cells[:2]] == ["parameters", "injected-parameters"] and cells[-1].outputs[0].text == "3\n"
     assert 'profile = "custom"' in cells[1].source, "a run with parameters of its own is no part of a profile"
 
 
@@ -119,13 +120,19 @@ def test_a_kernel_that_dies_is_a_chapter_that_failed(small_book):
     assert not (small_book / "runs/smoke/01_small-s0.ipynb").exists()
 
 
-def test_snakemake_plans_the_seeds_before_the_page_and_a_cluster_without_cores():
-    plan = python("-m", "snakemake", "-n", "--forceall", "--config", "profile=laptop", "out=_build/none")
-    assert plan.returncode == 0, plan.stderr[-2000:]
-    assert re.search(r"chapter +34\b", plan.stdout), "fourteen pages, and two more seeds of chapters 03 to 12"
-    assert re.search(r"trunk +1\b", plan.stdout), "one frozen trunk for chapters 11 and 12"
-    assert re.search(r"clip +1\b", plan.stdout), "one small CLIP for all who ask it"
-    assert re.search(r"drives +1\b", plan.stdout), "one set of pictures for all seeds of chapter 10"
+def test_snakemake_plans_a_page_a_chapter_and_for_the_reference_every_seed():
+    book = python("-m", "snakemake", "-n", "--forceall", "--config", "profile=laptop", "out=_build/none")
+    records = python("-m", "snakemake", "-n", "--forceall", "--config", "profile=laptop", "only=", "--", "records")
+    one = python("-m", "snakemake", "-n", "--forceall", "--config", "profile=laptop", "only=02", "--", "records")
+    for plan in (book, records, one):
+        assert plan.returncode == 0, plan.stderr[-2000:]
+    assert re.search(r"chapter +14\b", book.stdout) and "reference " not in book.stdout
+    seeds = [yaml.safe_load(p.read_text())["laptop"].get("seeds", 1) for p in sorted((BOOK / "params").glob("*.yml")) if p.stem != "14_claims"]
+    assert re.search(rf"reference +{sum(seeds)}\b", records.stdout) and re.search(r"reference +10\b", one.stdout)
+    for plan in (book, records):
+        assert re.search(r"trunk +1\b", plan.stdout), "one frozen trunk for chapters 11 and 12"
+        assert re.search(r"clip +1\b", plan.stdout), "one small CLIP for all who ask it"
+        assert re.search(r"drives +1\b", plan.stdout), "one set of pictures for all seeds of chapter 10"
 
 
 def test_snakemake_refuses_an_unknown_profile():

@@ -9,6 +9,6 @@ window.addEventListener("load", () => {
     const text = e.innerText.trim(), name = e.getAttribute("aria-label");
     if (text && !name.includes(text)) e.setAttribute("aria-label", name + ": " + text);
   });
-  each("button[aria-label] i, button[aria-label] svg", (e) => e.setAttribute("aria-hidden", "true"));
+  each(".theme-switch-button", (e) => e.setAttribute("aria-label", "Color mode: Light Dark System Settings"));
   each('[role="list"] > .citation', (e) => e.setAttribute("role", "listitem"));
 });

@@ -12,6 +12,7 @@ from georeps.lab import claims, records
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setenv("GEOREPS_RESULTS", str(tmp_path))
+    monkeypatch.setenv("GEOREPS_BOOK", str(tmp_path))  # no ledger yet: every outcome is stored
     return tmp_path
 
 
@@ -37,6 +38,7 @@ def ledger(tmp_path, *checks, rope=0.0, floor=None, **more):
 
 
 def judged(path):
+    """A ledger's lines."""
     return claims.evaluate(path, records.records("smoke"))
 
 
