@@ -116,7 +116,7 @@ class Page:
             sys.exit(f"{self.chapter}, {cell.id}: expected nothing beside the exhibits of a captioned cell, found {mute[0].data.get('text/plain')!r}")
         for i, output in enumerate(shown):
             if i:
-                cells.append(nbformat.v4.new_code_cell(metadata={"tags": ["remove-input"]}))
+                cells.append(nbformat.v4.new_code_cell("# shown above", metadata={"tags": ["remove-input"]}))  # one without source is dropped
                 at = next(j for j, o in enumerate(rest) if o is output)
                 cells[-2].outputs, rest = rest[:at], rest[at:]
                 cells[-1].outputs = rest

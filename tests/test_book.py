@@ -91,6 +91,16 @@ def test_every_picture_of_a_chapter_is_an_exhibit_with_caption_alternative_text_
             assert ".csv" in exhibit and ".json" in exhibit and ".py" in exhibit, f"{path}: {caption[0]}"
 
 
+def test_of_several_exhibits_of_a_cell_all_are_shown(html):
+    for path in sorted((html / "chapters").glob("*.html")):
+        captions = "".join(EXHIBIT.findall(path.read_text()))
+        for last in re.findall(r"\(1 of (\d+)\)", captions):
+            assert f"({last} of {last})" in captions, path
+        for kind in ("Figure", "Table"):
+            numbers = [int(n) for n in re.findall(rf"<strong>{kind} \d+\.(\d+)\.</strong>", captions)]
+            assert numbers == list(range(1, len(numbers) + 1)), f"{path}: {kind} {numbers}"
+
+
 def test_roles_leave_no_trace_and_every_verdict_leads_to_its_claim_and_back(html):
     ledger = parsed(html / "chapters" / "14_claims.html").ids
     for path in sorted((html / "chapters").glob("*.html")):

@@ -257,10 +257,9 @@ def verdicts(ledger: pd.DataFrame) -> Figure:
     figure.table = tested[["id", "margin", "low", "high", "rope", "n", "queries", "verdict"]]
     for y, row in enumerate(tested.itertuples()):
         unit = row.rope or (row.high - row.low) / 2 or abs(row.margin) / 8 or 1.0
-        at, low, high = (np.nan_to_num(v / (unit if np.isfinite(unit) else 1.0)) for v in (row.margin, row.low, row.high))
-        beyond, colour = float(np.clip(at, -8, 8)) - at, VERDICTS[row.verdict]
-        ax.plot(np.clip([low + beyond, high + beyond], -9, 9), [y, y], color=colour, linewidth=2)
-        ax.plot(at + beyond, y, "o", color=colour, markerfacecolor=colour if row.rope else "white")
+        at, low, high = (np.clip(v / (unit if np.isfinite(unit) else 1.0), -9, 9) for v in (row.margin, row.low, row.high))
+        ax.plot([low, high], [y, y], color=VERDICTS[row.verdict], linewidth=2)
+        ax.plot(np.clip(at, -8, 8), y, "o", color=VERDICTS[row.verdict], markerfacecolor=VERDICTS[row.verdict] if row.rope else "white")
     ax.axvspan(-1, 1, color="0.92", zorder=0)
     ax.axvline(0, color="0.3", linewidth=1)
     ax.set_yticks(range(len(tested)), [f"{row.id} (n={row.n})" for row in tested.itertuples()], fontsize=9)
