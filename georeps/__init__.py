@@ -37,7 +37,7 @@ readers/    official data sets on disk
     images          image files
     folders         VIGOR, CVACT, CVUSA
     labelled        CUB, Cars196, SOP, In-Shop, class folders, revisited Oxford and Paris
-    located         OSV-5M, iNaturalist, YFCC, event lists
+    located         OSV-5M, event lists
     vpr             place recognition: SF-XL, Pitts, Tokyo, MSLS, Nordland
     compositions    PatternCom, FreeDom's lists, Fashion-IQ, CIRR, CIRCO
 tasks/      one record for a method to take, from a world or from your data

@@ -261,8 +261,8 @@ def write_osv5m(root):
     from georeps.worlds import earth
 
     for part, n in (("train", 30), ("test", 12)):
-        patches = earth.patches(split="blocks", part=part, n=n, size=32, extent_km=120.0)
-        export.osv5m(root, part, patches.images, patches.places.latlon, earth.admin_names(patches.places.latlon))
+        pairs = earth.pairs(split="blocks", part=part, n=n, size=32, extent_km=120.0)
+        export.osv5m(root, part, pairs.optical, pairs.places.latlon, earth.admin_names(pairs.places.latlon))
 
 
 def write_places(root):

@@ -44,10 +44,6 @@ class VelocityNet(nn.Module):
         """
         return self._run(x, tangents, s, self._project(condition, s))
 
-    def conditioned(self, condition: Float[Tensor, "c d"] | None) -> "Conditioned":
-        """The same velocity with the condition's layer already applied, for a sampler that asks many times."""
-        return Conditioned(self, condition)
-
     def _run(self, x: Tensor, tangents: Tensor | None, s: Tensor, projected: Tensor) -> tuple[Tensor, Tensor | None]:
         context = F.silu(self.time(self._waves(s)) + projected)
         many = 1 < len(context) < len(x)
@@ -81,7 +77,7 @@ class VelocityNet(nn.Module):
 
 
 class Conditioned:
-    """A `VelocityNet` that knows its condition: asked with one it uses the projection it holds, asked with None that of none."""
+    """A `VelocityNet` with its condition projected once, for a sampler that asks many times; asked with None it uses the projection of none."""
 
     def __init__(self, net: VelocityNet, condition: Tensor | None):
         like = next(net.parameters())

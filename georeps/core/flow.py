@@ -86,54 +86,38 @@ def guided(velocity: Velocity, guidance: float) -> Velocity:
 @torch.no_grad()
 def sample(
     velocity: Velocity, n: int, condition: Float[Tensor, "c d"] | None = None, *, steps: int = 16, guidance: float = 0.0,
-    method: Literal["euler", "heun", "rk4", "published"] = "heun", device: str | torch.device = "cpu",
-    generator: torch.Generator | None = None, even: float = 0.7, batch: int = 4096,
+    method: Literal["euler", "heun", "rk4", "published", "space", "diffusion"] = "heun", device: str | torch.device = "cpu",
+    generator: torch.Generator | None = None, even: float = 0.7, project: bool = True, batch: int = 4096,
 ) -> Float[Tensor, "n 3"]:  # fmt: skip
     """n points of S2, from uniform noise along the tangent velocity; c conditions serve n / c consecutive points each.
 
     "euler" walks along geodesics (exponential map); "heun" and "rk4" are of order 2 and 4 in the step and ask the velocity 2 and 4 times
-    a step. "published": unprojected Euler steps in R3, normalised after each. `even` is that of `grid`.
+    a step. "published": unprojected Euler steps in R3, normalised after each. "space" and "diffusion" are those of a network trained in R3, from
+    normal noise: Euler steps of the flow, DDIM; normalised to S2 at the end, where `project` says so. `even` is that of `grid`.
     """
-    if method not in ("euler", "heun", "rk4", "published"):
-        raise ValueError(f"method: expected 'euler', 'heun', 'rk4' or 'published', found {method!r}")
-    x = F.normalize(torch.randn(n, 3, generator=generator).to(device), dim=1)
-    at = grid(steps, even=even).to(device)
+    if method not in ("euler", "heun", "rk4", "published", "space", "diffusion"):
+        raise ValueError(f"method: expected 'euler', 'heun', 'rk4', 'published', 'space' or 'diffusion', found {method!r}")
+    x, at = torch.randn(n, 3, generator=generator).to(device), grid(steps, even=even).to(device)
+    x, at = (x, at.clamp(1e-9, 1)) if method in ("space", "diffusion") else (F.normalize(x, dim=1), at)
 
     def walk(x: Tensor, condition: Tensor | None) -> Tensor:
         v = guided(_conditioned(velocity, condition), guidance)
         for now, then in zip(at[:-1], at[1:], strict=True):
-            if method == "published":
-                x = F.normalize(x + (then - now) * v(x, now.view(1, 1), condition), dim=1)
-            elif method == "euler":
-                x = sphere.exp(x, (then - now) * sphere.tangent(x, v(x, now.view(1, 1), condition)))
-            else:
+            if method in ("heun", "rk4"):
                 x, _ = _step(lambda y, s: (sphere.tangent(y, v(y, s, condition)), None), x, now, then, method)
-        return x
-
-    return in_batches(walk, x, condition, batch)
-
-
-@torch.no_grad()
-def sample_space(
-    velocity: Velocity, n: int, condition: Float[Tensor, "c d"] | None = None, *, steps: int = 16, guidance: float = 0.0,
-    kind: Literal["space", "diffusion"] = "space", device: str | torch.device = "cpu", generator: torch.Generator | None = None,
-    project: bool = True, even: float = 0.7, batch: int = 4096,
-) -> Float[Tensor, "n 3"]:  # fmt: skip
-    """n points from a network trained in R3: Euler steps of the flow, or DDIM of the diffusion; normalised to S2 where `project` says so."""
-    x = torch.randn(n, 3, generator=generator).to(device)
-    at = grid(steps, even=even).to(device).clamp(1e-9, 1)
-
-    def walk(x: Tensor, condition: Tensor | None) -> Tensor:
-        v = guided(_conditioned(velocity, condition), guidance)
-        for now, then in zip(at[:-1], at[1:], strict=True):
+                continue
             answer = v(x, now.view(1, 1), condition)
-            if kind == "space":
+            if method == "published":
+                x = F.normalize(x + (then - now) * answer, dim=1)
+            elif method == "euler":
+                x = sphere.exp(x, (then - now) * sphere.tangent(x, answer))
+            elif method == "space":
                 x = x + (then - now) * answer
             else:
                 data = ((x - (1 - now).sqrt() * answer) / now.sqrt()).clamp(-1, 1)
                 noise = (x - now.sqrt() * data) / (1 - now).sqrt()
                 x = then.sqrt() * data + (1 - then).sqrt() * noise
-        return F.normalize(x, dim=1) if project else x
+        return F.normalize(x, dim=1) if project and method in ("space", "diffusion") else x
 
     return in_batches(walk, x, condition, batch)
 
@@ -152,7 +136,7 @@ def in_batches(run: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, condit
 
 def _conditioned(velocity: Velocity, condition: Tensor | None) -> Velocity:
     """What the network does to its condition alone is done once, before the steps; a class made from it may answer otherwise and is left alone."""
-    return velocity.conditioned(condition) if type(velocity) is adaln.VelocityNet else velocity
+    return adaln.Conditioned(velocity, condition) if type(velocity) is adaln.VelocityNet else velocity
 
 
 def _parts(x: Tensor, condition: Tensor | None, batch: int) -> list[tuple[Tensor, Tensor | None]]:

@@ -39,13 +39,6 @@ def recall_at_percent(ranks: Int64[Tensor, " q"], gallery_size: int, percent: fl
     return recall_at(ranks, max(1, k))
 
 
-def mean_reciprocal_rank(ranks: Int64[Tensor, " q"]) -> float:
-    """Mean of 1 / (rank + 1): 1 where every match comes first."""
-    if len(ranks) == 0:
-        raise ValueError("ranks: expected at least one query, found none")
-    return (1 / (ranks.double() + 1)).mean().item()
-
-
 def hit_rate(
     queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], positive: Int64[Tensor, " q"], semi: Int64[Tensor, "q s"], *,
     definition: Literal["covers", "published"] = "covers",
@@ -246,13 +239,8 @@ def uniformity(x: Float[Tensor, "b d"], t: float = 2.0) -> float:
     if len(x) < 2:
         raise ValueError(f"x: uniformity needs at least 2 rows, found {len(x)}")
     _check_finite("x", x)
-    total, _ = pairs.log_sum(unit_rows(x), 2 * t)
-    return float(total) - math.log(len(x) * (len(x) - 1))
-
-
-def unit_rows(x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-    """The rows that `uniformity` sums over: of length 1, in float64 on CPU, elsewhere in the type they have."""
-    return F.normalize(x.double(), dim=1) if x.device.type == "cpu" else F.normalize(x.float(), dim=1).to(x.dtype)
+    rows = F.normalize(x.double(), dim=1) if x.device.type == "cpu" else F.normalize(x.float(), dim=1).to(x.dtype)
+    return float(pairs.log_sum(rows, 2 * t)[0]) - math.log(len(x) * (len(x) - 1))
 
 
 def alignment(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], alpha: float = 2.0) -> float:

@@ -271,15 +271,7 @@ def _score_tiles(queries: Tensor, gallery: Tensor, memory: int):
             columns = slice(left, min(left + width, len(gallery)))
             shape = (rows.stop - rows.start, columns.stop - columns.start)
             score = buffer[: shape[0] * shape[1]].view(shape)
-            yield rows, columns, _product(block, gallery[columns], score)
-
-
-def _product(queries: Tensor, gallery: Tensor, out: Tensor) -> Tensor:
-    """Float32 scores; rows of 16 bits are multiplied as they are on CUDA, where that is faster, and made float32 on CPU, where it is not."""
-    with torch.autocast(queries.device.type, enabled=False), kernels.in_full():
-        if queries.is_cuda and queries.dtype == gallery.dtype and queries.element_size() == 2:
-            return torch.mm(queries, gallery.T, out_dtype=torch.float32, out=out)
-        return torch.mm(queries.float(), gallery.float().T, out=out)
+            yield rows, columns, kernels.product(block, gallery[columns].T, out=score)
 
 
 def blocks(rows: Bool[Tensor, " q"], size: int = 256):

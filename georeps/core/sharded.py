@@ -2,7 +2,6 @@
 
     neighbours   the k best of each shard, gathered; the k best of these
     ranks        the score of the match from the rank that holds it; how many rows of each shard reach it, summed
-    statistics   moments by summed sums and products; uniformity by shards that visit one another
 
 Gallery rows are numbered through the ranks, rank 0 first. All ranks call with the same queries and get the same answer, that of `search` in
 one process; an error on one is raised on all, with its rank.
@@ -16,9 +15,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from georeps.core import metrics, search
-from georeps.core.kernels import pairs
-from georeps.core.moments import Moments
+from georeps.core import search
 
 Group = dist.ProcessGroup | None  # None: all processes
 
@@ -57,48 +54,6 @@ def rank_of(
     ranks = _together(lambda: search.at_least(queries, shard, bar, left_out, backend=backend) if len(shard) else torch.zeros_like(targets), group)
     dist.all_reduce(ranks, group=group)
     return torch.where(targets < 0, -1, ranks).reshape(target.shape)
-
-
-def nearest(queries: Float[Tensor, "q d"], shard: Float[Tensor, "s d"], *, group: Group = None) -> Float[Tensor, " q"]:
-    """Squared Euclidean distance of each query to the closest row of the whole gallery."""
-    _place(shard, group)
-    found = _together(lambda: search.nearest(queries, shard) if len(shard) else queries.new_full((len(queries),), math.inf, dtype=torch.float32), group)
-    dist.all_reduce(found, dist.ReduceOp.MIN, group=group)
-    return found
-
-
-def moments(shard: Float[Tensor, "s d"], *, group: Group = None, block: int = 65536) -> Moments:
-    """Mean and unbiased covariance of the whole gallery in float64, for WeiCom (`moments.of`): two sums over the ranks."""
-    _, total = _place(shard, group)
-    if total < 2:
-        raise ValueError(f"gallery: expected at least 2 rows to standardise over, found {total}")
-    _together(lambda: search.finite_norms("shard", shard), group)
-    mean = sum((part.double().sum(0) for part in shard.split(block)), shard.new_zeros(shard.shape[1], dtype=torch.float64))
-    dist.all_reduce(mean, group=group)
-    mean /= total
-    product = shard.new_zeros((shard.shape[1],) * 2, dtype=torch.float64)
-    for part in shard.split(block):
-        centred = part.double() - mean
-        product += centred.T @ centred
-    dist.all_reduce(product, group=group)
-    return Moments(mean, product / (total - 1))
-
-
-def uniformity(shard: Float[Tensor, "s d"], t: float = 2.0, *, group: Group = None) -> float:
-    """`metrics.uniformity` of the rows of all ranks: each shard visits all others, which sum their own rows against it."""
-    _, total = _place(shard, group)
-    if total < 2:
-        raise ValueError(f"shard: uniformity needs at least 2 rows, found {total}")
-    _together(lambda: search.finite_norms("shard", shard), group)
-    rows, rank = metrics.unit_rows(shard), dist.get_rank(group)
-    sums = []
-    for other, size in enumerate(_sizes(shard, group)):
-        visitor = rows.contiguous() if other == rank else rows.new_empty((size, rows.shape[1]))
-        dist.broadcast(visitor, group=group, group_src=other)
-        if len(rows) and size:
-            sums.append(pairs.log_sums(rows, visitor, 2 * t, 0 if other == rank else None)[0].double().logsumexp(0))
-    own = torch.stack(sums).logsumexp(0) if sums else rows.new_full((), -math.inf, dtype=torch.float64)
-    return float(torch.stack(_gathered(own, group)).logsumexp(0)) - math.log(total * (total - 1))
 
 
 def _sizes(shard: Tensor, group: Group) -> list[int]:

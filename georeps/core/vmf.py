@@ -53,10 +53,6 @@ class Head(nn.Module):
         weight, kappa, mean = self.out(features).split([self.k, self.k, 3 * self.k], dim=-1)
         return weight.log_softmax(-1), F.normalize(mean.unflatten(-1, (self.k, 3)), dim=-1), (12 - F.softplus(12 - kappa)).exp()
 
-    def loss(self, features: Float[Tensor, "b d"], x: Float[Tensor, "b 3"]) -> Float[Tensor, ""]:
-        """Mean negative log-density at the true places, nats by area."""
-        return -mixture_log_prob(x, *self(features)).mean()
-
 
 def circle_kde(angles: Float[Tensor, " n"], at: Float[Tensor, " m"], kappa: float) -> Float[Tensor, " m"]:
     """Density (per radian) at the angles `at` of a sample of angles, by von Mises kernels of concentration `kappa`.

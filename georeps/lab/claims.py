@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from scipy import special
 
 from georeps.lab import records
 
@@ -155,8 +156,6 @@ def _margin(totals: np.ndarray, parts: Iterable[np.ndarray], rope: float, level:
     The t of the interval lies between those of the seeds' and the queries' degrees of freedom, t^2 = w^2 t_seeds^2 + (1 - w^2) t_queries^2 with w the
     seeds' share of the variance: Satterthwaite's approximation alone leaves up to 3.9% on a side at 3 seeds, this 2.2 to 3.0%.
     """
-    from scipy import special
-
     parts = [d for d in parts if d.shape[1] > 1]
     s, mean = len(totals), float(totals.mean())
     if s < 2:
@@ -191,8 +190,6 @@ def _step_up(p: pd.Series) -> np.ndarray:
 
 def _needed(margin: Margin, level: float) -> float:
     """The seeds at which a margin like this would be beyond 0 at `level`, or within its rope, with a power of POWER."""
-    from scipy import special
-
     if margin.seeds < 2:
         return float(MIN_SEEDS) if margin.seeds else math.nan
     for s in range(max(MIN_SEEDS, margin.seeds + 1), 1001):

@@ -9,6 +9,7 @@ import html
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,39 +19,6 @@ from torch import Tensor
 
 from georeps.core import sphere
 from georeps.worlds import earth
-
-SLIDER = """
-<div class="georeps-slider" id="{id}">
-<p>Pick an image: <span class="pick"></span></p>
-<p><label>and type a word: <input class="word" list="{id}-words" value="{first}" size="22"></label>
-<datalist id="{id}-words">{options}</datalist> <span class="note"></span></p>
-<p><label>weight of the text <input class="weight" type="range" min="0" max="1" step="0.05" value="0.5" style="width:16em"></label>
-<output class="shown">0.50</output></p>
-<p class="found"></p>
-<script>
-(function () {{
-  const at = document.getElementById("{id}"), data = {data};
-  const numbers = t => {{ const b = atob(t), v = new Float32Array(b.length / 2);
-    for (let i = 0; i < v.length; i++) v[i] = (b.charCodeAt(2 * i) + 256 * b.charCodeAt(2 * i + 1)) / 65535; return v; }};
-  const image = data.image.map(numbers), text = data.text.map(numbers);
-  const picture = i => {{ const e = document.createElement("img"); e.alt = "tile " + i; e.src = "data:image/jpeg;base64," + data.tiles[i];
-    e.style.cssText = "width:64px;height:64px;margin:2px;border:3px solid transparent"; return e; }};
-  let asked = 0;
-  const show = () => {{
-    const word = data.words.indexOf(at.querySelector(".word").value.trim()), w = +at.querySelector(".weight").value;
-    at.querySelector(".note").textContent = word < 0 ? "not among the " + data.words.length + " words of this page" : "";
-    at.querySelector(".shown").textContent = w.toFixed(2);
-    const s = data.tiles.map((_, i) => (1 - w) * image[asked][i] + (word < 0 ? 0 : w * text[word][i]));
-    const order = s.map((_, i) => i).sort((a, b) => s[b] - s[a] || a - b).slice(0, 12);
-    at.querySelector(".found").replaceChildren(...order.map(picture));
-    at.querySelectorAll(".pick img").forEach((e, i) => e.style.borderColor = i === asked ? "#e08214" : "transparent");
-  }};
-  data.asked.forEach((tile, i) => {{ const e = picture(tile); e.style.cursor = "pointer"; e.alt = "query " + (i + 1);
-    e.onclick = () => {{ asked = i; show(); }}; at.querySelector(".pick").append(e); }});
-  at.querySelector(".word").oninput = show; at.querySelector(".weight").oninput = show; show();
-}})();
-</script></div>
-"""
 
 
 def slider(
@@ -67,7 +35,15 @@ def slider(
         "image": [_packed_scores(row) for row in image], "text": [_packed_scores(row) for row in text],
     }  # fmt: skip
     options = "".join(f'<option value="{html.escape(w)}">' for w in words)
-    return SLIDER.format(id=name, first=html.escape(words[0]), options=options, data=json.dumps(data).replace("</", "<\\/"))
+    return _filled("slider", data, id=name, first=html.escape(words[0]), options=options)
+
+
+def _filled(element: str, data: dict, **parts: str) -> str:
+    """The HTML file of an element beside this one, each __NAME__ in it replaced."""
+    page = Path(__file__).with_name(f"{element}.html").read_text(encoding="utf-8")
+    for name, value in {**parts, "data": json.dumps(data).replace("</", "<\\/")}.items():
+        page = page.replace(f"__{name.upper()}__", value)
+    return "\n" + page
 
 
 def _packed_scores(row: Float[Tensor, " n"]) -> str:
@@ -85,43 +61,6 @@ def sample(n: int, most: int, keep: Sequence[int]) -> list[int]:
     """At most `most` of n positions, evenly spread, those to keep first."""
     spread = torch.linspace(0, n - 1, max(1, min(n, most) - len(keep))).round().long().tolist()
     return list(dict.fromkeys([*keep, *spread]))
-
-
-WORLDMAP = """
-<div class="georeps-worldmap" id="{id}">
-<p>Click an image: <span class="pick"></span></p>
-<p><label><input type="checkbox" class="samples" checked> samples</label>
-<label><input type="checkbox" class="truth" checked> true place</label></p>
-<p class="note"></p>
-<canvas width="900" height="450" style="width:100%;max-width:900px;border:1px solid #bbb;background:#fff"></canvas>
-<script>
-(function () {{
-  const at = document.getElementById("{id}"), data = {data}, canvas = at.querySelector("canvas"), pen = canvas.getContext("2d");
-  const bytes = t => Uint8Array.from(atob(t), c => c.charCodeAt(0)), shares = data.shares.map(bytes);
-  const X = lon => (lon + 180) / 360 * 900, Y = lat => (90 - lat) / 180 * 450;
-  let asked = 0;
-  const show = () => {{
-    pen.clearRect(0, 0, 900, 450);
-    const w = 900 / data.columns, h = 450 / data.rows;
-    shares[asked].forEach((v, i) => {{ if (v === 255) return;
-      const t = 1 - v / 255; pen.fillStyle = `rgba(${{Math.round(255 - 75 * t)}},${{Math.round(235 - 215 * t)}},${{Math.round(170 - 100 * t)}},1)`;
-      pen.fillRect(i % data.columns * w, Math.floor(i / data.columns) * h, w + 0.5, h + 0.5); }});
-    pen.strokeStyle = "#666"; pen.lineWidth = 0.7;
-    data.coasts.forEach(line => {{ pen.beginPath();
-      line.forEach((p, i) => i && Math.abs(p[1] - line[i - 1][1]) < 180 ? pen.lineTo(X(p[1]), Y(p[0])) : pen.moveTo(X(p[1]), Y(p[0]))); pen.stroke(); }});
-    const dot = (p, r, fill) => {{ pen.beginPath(); pen.arc(X(p[1]), Y(p[0]), r, 0, 7); pen.fillStyle = fill; pen.fill(); }};
-    if (at.querySelector(".samples").checked) data.samples[asked].forEach(p => dot(p, 2.2, "#0173b2"));
-    if (at.querySelector(".truth").checked) {{ dot(data.truth[asked], 6, "#fff"); dot(data.truth[asked], 4.2, "#029e73"); }}
-    at.querySelector(".note").textContent = data.notes[asked];
-    at.querySelectorAll(".pick img").forEach((e, i) => e.style.borderColor = i === asked ? "#e08214" : "transparent");
-  }};
-  data.images.forEach((jpeg, i) => {{ const e = document.createElement("img"); e.src = "data:image/jpeg;base64," + jpeg; e.alt = "image " + (i + 1);
-    e.style.cssText = "width:64px;height:64px;margin:2px;border:3px solid transparent;cursor:pointer";
-    e.onclick = () => {{ asked = i; show(); }}; at.querySelector(".pick").append(e); }});
-  at.querySelector(".samples").onchange = show; at.querySelector(".truth").onchange = show; show();
-}})();
-</script></div>
-"""
 
 
 def grid(rows: int) -> Float[Tensor, "g 3"]:
@@ -150,12 +89,12 @@ def worldmap(
         raise ValueError(f"log_density: expected {len(images)} maps of rows x 2 rows cells, found {tuple(log_density.shape)}")
     if not len(images) == len(samples) == len(truth) == len(notes):
         raise ValueError(f"images, samples, truth, notes: expected as many of each, found {len(images)}, {len(samples)}, {len(truth)}, {len(notes)}")
-    coasts = [np.round(line[:: max(1, len(line) // 400)], 1).tolist() for line in earth.outlines("coast") if len(line) > 12]
+    coasts = [np.round(line[:: max(1, len(line) // 400)], 1).tolist() for line in earth.outlines() if len(line) > 12]
     data = {
         "images": [jpeg(i) for i in images], "rows": rows, "columns": 2 * rows, "coasts": coasts, "notes": list(notes),
         "shares": [_packed_shares(s) for s in shares(log_density, rows)], "samples": _degrees(samples), "truth": _degrees(truth),
     }  # fmt: skip
-    return WORLDMAP.format(id=html.escape(name), data=json.dumps(data).replace("</", "<\\/"))
+    return _filled("worldmap", data, id=html.escape(name))
 
 
 def _packed_shares(row: Float[Tensor, " g"]) -> str:

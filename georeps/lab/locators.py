@@ -2,9 +2,7 @@
 
     trunk      told neighbouring crops of one window from crops of others (Tile2Vec, Jean et al., 2019, with InfoNCE), on training ground only
     features   means and deviations of the trunk's maps at every scale, frozen ever after (the role of StreetCLIP and DINOv2 in the paper)
-
-Trained weights are stored by content (`trained.once`): chapters and seeds that ask for the same train them once.
-"""
+"""  # fmt: skip
 
 from collections.abc import Sequence
 from typing import Literal
@@ -70,7 +68,7 @@ def encoder(
         found = Scales(encoders.VGG16(width=width, blocks=3, channels=3 * len(layers)))
         head_dim = 2 * sum(round(c * width) for c in (64, 128, 256))
     where, windows = places.patches(split, "train", layers, n=n, size=2 * places.SIZE, extent_km=2 * places.EXTENT_KM, spacing_km=spacing_km, seed=seed)
-    unseen = [earth.patches(split=split, part=part, size=8, extent_km=places.EXTENT_KM).places.latlon for part in earth.PARTS[split][1:]]
+    unseen = [earth.places(split=split, part=part, extent_km=places.EXTENT_KM).latlon for part in earth.PARTS[split][1:]]
     windows = windows[~earth.overlaps(where.latlon, torch.cat(unseen), extent_km=1.55 * places.EXTENT_KM)]  # half a window and half a patch, and some more
     found.trunk.normalise_by(windows)
     recipe = train.Recipe(epochs=epochs, lr=lr, optimizer="adamw", weight_decay=0.05, schedule="cosine", warmup=min(0.5, epochs / 4), seed=seed)

@@ -31,7 +31,7 @@ def globes(paths: Float[Tensor, "t n 3"], truth: Float[Tensor, "3"], *, shares: 
     figure.table = pd.DataFrame(sphere.to_latlon(paths[-1]).numpy(), columns=["latitude of a sample", "longitude of a sample"])
     for ax, share in zip(axes[0], shares, strict=True):
         ax.add_patch(plt.Circle((0, 0), 1, facecolor="0.97", edgecolor="0.5"))
-        for line in earth.outlines("coast"):
+        for line in earth.outlines():
             ax.plot(*_seen(sphere.from_latlon(torch.from_numpy(line.copy()).float()) @ frame.T), color="0.6", linewidth=0.5)
         upto = round(share * last)
         for i in range(paths.shape[1]):
@@ -57,7 +57,8 @@ def densities(images: Sequence[UInt8[Tensor, "3 h w"]], log_density: Float[Tenso
         left.set(xticks=[], yticks=[], title=name)
         levels = [0, 0.5, 0.75, 0.9, 0.99]
         right.contourf(longitude, latitude, mass, levels, colors=sns.color_palette("rocket", 4).as_hex(), alpha=0.85)
-        _coasts(right)
+        for line in earth.outlines():
+            right.plot(*plots.split_at_dateline(line), color="0.35", linewidth=0.4)
         right.plot(place[1], place[0], "*", color=TRUTH, markersize=11, markeredgecolor="white")
         right.set(xlim=(-180, 180), ylim=(-60, 80), xticks=[], yticks=[], aspect="equal")
     return figure
@@ -101,11 +102,6 @@ def by_band(values: Mapping[str, Mapping[str, Sequence[float]]], *, xlabel: str,
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
-
-
-def _coasts(ax: plots.Axes) -> None:
-    for line in earth.outlines("coast"):
-        ax.plot(*plots.split_at_dateline(line), color="0.35", linewidth=0.4)
 
 
 def _seen(points: Float[Tensor, "n 3"]) -> tuple[np.ndarray, np.ndarray]:

@@ -56,14 +56,12 @@ class _Later:
 mpl, plt, sns = map(_Later, ("matplotlib", "matplotlib.pyplot", "seaborn"))
 
 
-def world(*, title: str = "", extent: tuple[float, float, float, float] | None = None) -> Figure:
-    """An empty map, longitude and latitude in degrees, coasts drawn; `extent` = (west, east, south, north)."""
-    west, east, south, north = extent or (-180, 180, -60, 75)
-    height = 8 * (north - south) / (east - west) + 0.6
-    figure, ax = plt.subplots(figsize=(8, min(8, max(3, height))), layout="constrained")
-    for line in earth.outlines("coast", resolution="l" if extent else "c"):
+def world(*, title: str = "") -> Figure:
+    """An empty map, longitude and latitude in degrees, coasts drawn."""
+    figure, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    for line in earth.outlines():
         ax.plot(*split_at_dateline(line), color="0.35", linewidth=0.5, zorder=2)
-    ax.set(xlim=(west, east), ylim=(south, north), xlabel="longitude (degrees)", ylabel="latitude (degrees)", title=title)
+    ax.set(xlim=(-180, 180), ylim=(-60, 75), xlabel="longitude (degrees)", ylabel="latitude (degrees)", title=title)
     ax.set_aspect("equal")
     return figure
 
@@ -144,50 +142,33 @@ def frontier(curves: Mapping[str, Mapping[float, Sequence[float]]], *, names: tu
     return figure
 
 
-def retrieval_strips(
-    queries: UInt8[Tensor, "q 3 h w"], gallery: UInt8[Tensor, "g 3 i j"], retrieved: Int64[Tensor, "q k"], match: Int64[Tensor, " q"],
-    ranks: Int64[Tensor, " q"] | None = None, *, right: Bool[Tensor, "q k"] | None = None, names: Sequence[str] | None = None,
+def strips(
+    queries: UInt8[Tensor, "q 3 h w"], gallery: UInt8[Tensor, "g 3 i j"], retrieved: Int64[Tensor, "q k"], right: Bool[Tensor, "q k"], *,
+    names: Sequence[str], match: Int64[Tensor, " q"] | None = None, texts: Sequence[str] | None = None,
 ) -> Figure:  # fmt: skip
-    """A row a query: the query, its match, and the best retrieved; the frame is green on the match, or what else is `right`, red elsewhere.
+    """A row a query, named by `names`: the query, its `match` in the gallery, and the best retrieved, framed green where right and red elsewhere.
 
-    Rows are named by `names`, or by the ranks (0 = best, shown from 1).
+    Of a composed query `texts` stand above the image.
     """
-    right = retrieved == match[:, None] if right is None else right
-    names = names or [f"rank {int(r) + 1}" for r in ranks]
-    n, k = retrieved.shape
-    figure, axes = plt.subplots(n, k + 2, figsize=(1.05 * (k + 2), 1.12 * n + 0.3), squeeze=False)
-    figure.table = _found(names, retrieved, right)
+    n, first = len(retrieved), 1 + (match is not None)
+    columns = first + retrieved.shape[1]
+    figure, axes = plt.subplots(n, columns, figsize=(1.05 * columns + bool(texts), (1.4 if texts else 1.17) * n + 0.3), squeeze=False)
+    called = names if texts is None else [f"{name} {t}".strip() for name, t in zip(names, texts, strict=True)]
+    rows = [(called[r], c + 1, int(i), bool(right[r, c])) for r in range(n) for c, i in enumerate(retrieved[r])]
+    figure.table = pd.DataFrame(rows, columns=["query", "place", "gallery image", "right"])
     for r in range(n):
-        _show(axes[r, 0], queries[r])
-        _show(axes[r, 1], gallery[int(match[r])], frame="0.3")
-        axes[r, 0].set_ylabel(names[r], fontsize=9)
-        for c in range(k):
-            _show(axes[r, c + 2], gallery[int(retrieved[r, c])], frame=VERDICTS["holds" if right[r, c] else "fails"])
-    for c, title in enumerate(["query", "match", *(str(i + 1) for i in range(k))]):
-        axes[0, c].set_title(title, fontsize=9)
+        _show(axes[r, 0], queries[r], frame=texts and "0.3")
+        axes[r, 0].set_ylabel(names[r], fontsize=9, **({"rotation": 0, "ha": "right", "va": "center"} if texts else {}))
+        axes[r, 0].set_title(texts[r] if texts else "", fontsize=9, loc="left")
+        if match is not None:
+            _show(axes[r, 1], gallery[int(match[r])], frame="0.3")
+        for c, i in enumerate(retrieved[r].tolist(), first):
+            _show(axes[r, c], gallery[i], frame=VERDICTS["holds" if right[r, c - first] else "fails"])
+    if match is not None:
+        for c, title in enumerate(["query", "match", *range(1, columns - 1)]):
+            axes[0, c].set_title(str(title), fontsize=9)
     figure.tight_layout(pad=0.3)
     return figure
-
-
-def class_strips(
-    images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], asked: Int64[Tensor, " q"], found: Int64[Tensor, "q k"], *, names: Sequence[str]
-) -> Figure:
-    """A row a query: the query and what it finds among the images; the frame is green where the class is right, red elsewhere."""
-    n, k = found.shape
-    figure, axes = plt.subplots(n, k + 1, figsize=(1.05 * (k + 1), 1.1 * n), squeeze=False)
-    figure.table = _found(names, found, labels[found] == labels[asked][:, None])
-    for r in range(n):
-        _show(axes[r, 0], images[asked[r]])
-        axes[r, 0].set_ylabel(names[r], fontsize=9)
-        for c, i in enumerate(found[r].tolist(), 1):
-            _show(axes[r, c], images[i], frame=VERDICTS["holds" if labels[i] == labels[asked[r]] else "fails"])
-    figure.tight_layout(pad=0.3)
-    return figure
-
-
-def _found(queries: Sequence[str], retrieved: Int64[Tensor, "q k"], right: Bool[Tensor, "q k"]) -> pd.DataFrame:
-    rows = [(query, c + 1, int(i), bool(right[r, c])) for r, query in enumerate(queries) for c, i in enumerate(retrieved[r])]
-    return pd.DataFrame(rows, columns=["query", "place", "gallery image", "right"])
 
 
 def place_classes(corner: Float[Tensor, "c 3"], group: Int64[Tensor, " c"], *, side: float) -> Figure:
@@ -207,18 +188,6 @@ def place_classes(corner: Float[Tensor, "c 3"], group: Int64[Tensor, " c"], *, s
         ax.quiver(x, y, np.sin(angle), np.cos(angle), color=PALETTE[g % len(PALETTE)], angles="xy", scale=28, width=0.004)
     ax.set(xlabel="metres east", ylabel="metres north", aspect="equal")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return figure
-
-
-def heatmap(latlon: Float[Tensor, "g 2"], scores: Float[Tensor, " g"], truth: Float[Tensor, "2"], *, title: str) -> Figure:
-    """Localization heatmap (thesis, Figure 6.1): the score of one query against every gallery place, on the map."""
-    figure = world(title=title)
-    ax = figure.axes[0]
-    order = scores.argsort()
-    points = ax.scatter(latlon[order, 1], latlon[order, 0], c=scores[order], s=6, cmap=sns.cm.rocket_r, zorder=3, linewidths=0)
-    ax.axhline(float(truth[0]), color=PALETTE[0], linestyle=":", linewidth=1)
-    ax.axvline(float(truth[1]), color=PALETTE[0], linestyle=":", linewidth=1)
-    figure.colorbar(points, ax=ax, label="cosine similarity to the query", shrink=0.7)
     return figure
 
 
@@ -291,25 +260,6 @@ def distributions(rows: Mapping[str, Mapping[str, Float[Tensor, "n 2"]]], *, not
     axes[0, 2].legend(frameon=False)
     for ax, title in zip(axes[0], ("t-SNE", "on the circle", "density of the angles"), strict=True):
         ax.set_title(title)
-    return figure
-
-
-def composed_strips(
-    queries: UInt8[Tensor, "q 3 h w"], texts: Sequence[str], gallery: UInt8[Tensor, "g 3 i j"], retrieved: Int64[Tensor, "q k"],
-    right: Bool[Tensor, "q k"], *, names: Sequence[str] | None = None,
-) -> Figure:  # fmt: skip
-    """A row a composed query: its image, its text, and the best retrieved, framed green where right and red where wrong."""
-    n, k = retrieved.shape
-    figure, axes = plt.subplots(n, k + 1, figsize=(1.05 * (k + 1) + 1, 1.22 * n + 0.2), squeeze=False)
-    figure.table = _found(texts if names is None else [f"{n} {t}".strip() for n, t in zip(names, texts, strict=True)], retrieved, right)
-    for r in range(n):
-        _show(axes[r, 0], queries[r], frame="0.3")
-        axes[r, 0].set_title(texts[r], fontsize=9, loc="left")
-        if names is not None:
-            axes[r, 0].set_ylabel(names[r], fontsize=8, rotation=0, ha="right", va="center")
-        for c in range(k):
-            _show(axes[r, c + 1], gallery[retrieved[r, c]], frame=VERDICTS["holds"] if right[r, c] else VERDICTS["fails"])
-    figure.tight_layout(pad=0.3)
     return figure
 
 

@@ -6,6 +6,7 @@
 """  # fmt: skip
 
 import ast
+import contextlib
 import csv
 import functools
 import json
@@ -27,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from scipy import special
 
 import georeps
 from georeps.core import cache
@@ -242,11 +244,11 @@ def records(profile: str, *, chapter: str | None = None, own: Run | None = None,
     under way (`own`) always belongs, whatever its seed, and records of its chapter with other parameters, left by an earlier run, are named in a
     warning and left out. A run of the book's own stays beside a reference of the same code and parameters, and alone without one.
     """
-    found = _read_folder(results_folder() / profile)
+    found = [read_record(path) for path in sorted((results_folder() / profile).glob("*.json"))]
     beside = os.environ.get("GEOREPS_LIVE") if live else None
     if beside:
         known = {r.chapter for r in found}
-        found += [r for r in _read_folder(Path(beside)) if r.chapter not in known]
+        found += [r for r in map(read_record, sorted(Path(beside).glob("*.json"))) if r.chapter not in known]
     found = [r for r in found if r.seed < r.parameters.get("seeds", 1) and chapter in (None, r.chapter)]
     if own is not None:
         found = [r for r in found if r.chapter != own.record.chapter] + _seeds_of(own, found, bool(beside))
@@ -299,8 +301,6 @@ def values(found: Iterable[Record]) -> dict[str, dict[int, float]]:
 
 def interval(sample: Iterable[float]) -> tuple[float, float, int]:
     """Mean, half-width of its 95% t interval (NaN for one value), and n."""
-    from scipy import special
-
     sample = np.asarray(list(sample), float)
     n = len(sample)
     half = special.stdtrit(n - 1, 0.975) * sample.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
@@ -385,19 +385,11 @@ def _versions() -> dict[str, str]:
         commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:  # no git on this machine
         commit = ""
-    found = {name: version(name) for name in LIBRARIES if _installed(name)}
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(ImportError):  # one that is not installed
+            found[name] = version(name)
     return found | {"georeps": georeps.__version__, "commit": commit or "unknown", "python": platform.python_version()}
-
-
-def _installed(name: str) -> bool:
-    try:
-        return bool(version(name))
-    except ImportError:
-        return False
-
-
-def _read_folder(folder: Path) -> list[Record]:
-    return [read_record(path) for path in sorted(folder.glob("*.json"))]
 
 
 def read_record(path: Path) -> Record:

@@ -49,7 +49,6 @@ class Case:
 
 class Timing(NamedTuple):
     ms: float  # median; NaN where it could not be done
-    times: int
     peak: float  # bytes taken beyond what was held before; NaN on CPU
     why: str  # why there is no time
 
@@ -77,7 +76,7 @@ def race(case: Case, *, repeats: int = 5, device: str = "cpu") -> dict[str, Timi
                 seen[name].append(1e3 * taken)
                 if taken > PATIENCE:
                     slow.add(name)
-    return {n: Timing(statistics.median(t) if t else math.nan, len(t), peaks[n], why[n]) for n, t in seen.items()}
+    return {n: Timing(statistics.median(t) if t else math.nan, peaks[n], why[n]) for n, t in seen.items()}
 
 
 def _timed(method: Callable, device: str) -> tuple[float, float]:

@@ -2,9 +2,7 @@
 
     found = starts.Starts(make_trunk, images=starts.images_of(train, test, equal=True), supervised=..., contrast=how)
     found.load(model, setting=6)       both branches of a two-branch model;  found.weights("sat train*") for one
-
-Trained weights are stored by content (`trained.once`), so that chapters which ask for the same start train it once.
-"""
+"""  # fmt: skip
 
 import dataclasses
 import functools
@@ -13,13 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from georeps.core import cache
 from georeps.lab import trained
-from georeps.nets import train
+from georeps.nets import backbones, pooling, train
 from georeps.papers import crossview, moco
 from georeps.tasks import pairs
 from georeps.worlds import city, earth
@@ -64,26 +61,16 @@ def contrasted(trunk: nn.Module, images: UInt8[Tensor, "n 3 h w"], how: Contrast
     return _trained("trunk-moco", trunk, lambda: how.step(trunk, images), lambda step: step.query.trunk, [images], how.recipe, how.batch, settings, label)
 
 
-class Classification(nn.Module):
-    """A step of supervised training: indices -> cross-entropy of a linear layer on the trunk's average-pooled grid."""
-
-    def __init__(self, trunk: nn.Module, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"]):
-        super().__init__()
-        self.trunk, self.images, self.labels = trunk, images, labels
-        self.head = nn.Linear(trunk.out_dim, int(labels.max()) + 1)
-
-    def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
-        device = self.head.weight.device
-        grid = self.trunk(self.images[index].to(device).float() / 255)
-        return F.cross_entropy(self.head(grid.mean(dim=(2, 3))), self.labels[index].to(device))
-
-
 def classified(
     trunk: nn.Module, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], recipe: train.Recipe, batch: int, *, label: str = ""
 ) -> trained.Weights:
     """The trunk's weights after supervised classification: the start that stands where the thesis has ImageNet's."""
-    step = lambda: Classification(trunk, images, labels).to(next(trunk.parameters()).device)  # noqa: E731
-    return _trained("trunk-supervised", trunk, step, lambda step: step.trunk, [images, labels], recipe, batch, {}, label)
+
+    def step() -> nn.Module:
+        model = backbones.Classifier(trunk, pooling.GAP(trunk.out_dim), int(labels.max()) + 1)
+        return backbones.Recognition(model, images, labels, turn=False, flip=False).to(next(trunk.parameters()).device)
+
+    return _trained("trunk-supervised", trunk, step, lambda step: step.model.trunk, [images, labels], recipe, batch, {}, label)
 
 
 def _trained(name, trunk, step, part, tensors, recipe, batch, settings, label) -> trained.Weights:
@@ -100,12 +87,10 @@ def load(trunk: nn.Module, weights: trained.Weights | None) -> None:
     """Put weights into a trunk; its normalisation of images stays its own, and None leaves it as it is."""
     if weights is None:
         return
-    own = dict(trunk.named_parameters())
-    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
+    own = {k: v.shape for k, v in trunk.named_parameters()}
+    if own != {k: v.shape for k, v in weights.items()}:
         raise ValueError(f"weights: expected {len(own)} parameters of the trunk's shapes, found {len(weights)} that differ")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
+    trunk.load_state_dict(weights, strict=False)
 
 
 def labelled(world: str, *, n: int, size: tuple[int, int], tiles: int, seed: int) -> tuple[UInt8[Tensor, "n 3 h w"], Int64[Tensor, " n"]]:

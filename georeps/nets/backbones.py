@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from georeps.nets import encoders
+from georeps.nets import encoders, pooling
 
 
 class Blocks(NamedTuple):
@@ -97,20 +97,14 @@ def vit(*, size: int = 224, patch: int = 16, dim: int = 384, depth: int = 12, he
     ))  # fmt: skip
 
 
-class CLS(nn.Module):
+class CLS(pooling.Pooling):
     """In a pooling's place: the CLS token of a transformer, its attention that of the last block."""
-
-    k = 1
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.out_dim = dim
 
 
 class Classifier(nn.Module):
     """Trunk, pooling, linear layer; of a pooling with k vectors the largest logit counts (dissertation, 3.4.2). `pool` None: the CLS token."""
 
-    def __init__(self, trunk: Trunk, pool: nn.Module | None, classes: int):
+    def __init__(self, trunk: nn.Module, pool: nn.Module | None, classes: int):
         super().__init__()
         self.trunk, self.pool = trunk, pool or CLS(trunk.out_dim)
         self.head = nn.Linear(self.pool.out_dim // self.pool.k, classes)
@@ -132,17 +126,18 @@ class Classifier(nn.Module):
 
 
 class Recognition(nn.Module):
-    """A step of supervised training: indices of images -> cross-entropy. Images are flipped and, with `turn`, turned by quarters: from above there is no up."""
+    """A step of supervised training: indices of images -> cross-entropy. With `flip` images are flipped, with `turn` turned by quarters: from above there
+    is no up."""
 
-    def __init__(self, model: nn.Module, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], *, turn: bool = True):
+    def __init__(self, model: nn.Module, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], *, turn: bool = True, flip: bool = True):
         super().__init__()
-        self.model, self.images, self.turn = model, images, turn
+        self.model, self.images, self.turn, self.flip = model, images, turn, flip
         self.register_buffer("labels", labels)
 
     def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         x = self.images[index].to(self.labels.device, non_blocking=True).float() / 255
         if self.training:
-            x = x.flip(3) if torch.rand(()) < 0.5 else x
+            x = x.flip(3) if self.flip and torch.rand(()) < 0.5 else x
             x = x.rot90(int(torch.randint(4, ())), (2, 3)) if self.turn else x
         return F.cross_entropy(self.model(x), self.labels[index.to(self.labels.device)])
 

@@ -68,27 +68,19 @@ class VGG16(nn.Module):
     def _load(self, weights: str | Path, width: float) -> None:
         if width != 1.0:
             raise ValueError(f"weights: published VGG16 weights need width 1.0, found width {width}")
-        path = imagenet_weights() if weights == "imagenet" else Path(weights)
+        path = Path(torch.hub.get_dir()) / "checkpoints" / VGG16_FILE if weights == "imagenet" else Path(weights)
         if not path.is_file():
-            raise FileNotFoundError(f"weights: expected a torchvision VGG16 state dict, found no file {path}")
+            raise FileNotFoundError(
+                f"weights: expected a torchvision VGG16 state dict, found no file {path}. On a machine with internet run\n"
+                "  python -c 'import torchvision; torchvision.models.vgg16(weights=\"IMAGENET1K_V1\")'\n"
+                f"and copy {VGG16_FILE} from torch hub's cache there, or pass its path as weights."
+            )
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = {k: v for k, v in state.items() if k.startswith("features.")}
         missing = sorted({name for name, _ in self.named_parameters()} - set(found))
         if missing:
             raise ValueError(f"weights: {path} lacks {len(missing)} of the VGG16 layers, first {missing[0]}")
         self.load_state_dict(found, strict=False)  # all but mean and std, which the file does not hold
-
-
-def imagenet_weights() -> Path:
-    """The ImageNet VGG16 file in torch hub's cache; FileNotFoundError says how to get it."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / VGG16_FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"weights: 'imagenet' expects {path}, which is not there. On a machine with internet run\n"
-            "  python -c 'import torchvision; torchvision.models.vgg16(weights=\"IMAGENET1K_V1\")'\n"
-            f"and copy {VGG16_FILE} there, or pass its path as weights."
-        )
-    return path
 
 
 class Descriptor(nn.Module):
@@ -100,6 +92,10 @@ class Descriptor(nn.Module):
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return self.embed(self.trunk(image))
+
+    def pooled(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e"]:
+        """What the projection reads."""
+        return self.pool(self.trunk(image)).vector
 
     def embed(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """What follows the trunk."""
@@ -121,19 +117,8 @@ def centre(descriptor: Descriptor, images: UInt8[Tensor, "n 3 h w"], *, batch: i
     """
     if not isinstance(descriptor.projection, nn.Linear):
         raise ValueError(f"descriptor: expected a linear projection to centre, found {type(descriptor.projection).__name__}")
-    pooled = describe(nn.Sequential(descriptor.trunk, _Vector(descriptor.pool)), images, batch=batch)
+    pooled = evaluate(descriptor, images, "pooled", batch=batch)
     descriptor.projection.bias.copy_(-(descriptor.projection.weight @ pooled.mean(dim=0).to(descriptor.projection.weight)))
-
-
-class _Vector(nn.Module):
-    """A pooling's vector alone."""
-
-    def __init__(self, pool: nn.Module):
-        super().__init__()
-        self.pool = pool
-
-    def forward(self, grid: Tensor) -> Tensor:
-        return self.pool(grid).vector
 
 
 def describe(encoder: nn.Module, images: UInt8[Tensor, "n c h w"] | Dataset, *, batch: int = 256, workers: int = 0) -> Float[Tensor, "n d"]:

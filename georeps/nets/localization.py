@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
+from scipy import ndimage
 from torch import Tensor
 
 EIGHT, FOUR = np.zeros((2, 3, 3, 3), int)  # neighbours that OpenCV's contours join, of regions and of what is not
@@ -65,8 +66,6 @@ def contour_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     All masks are labelled in one call: a structure that joins within a mask alone.
     """
-    from scipy import ndimage
-
     regions = ndimage.find_objects(ndimage.label(masks, EIGHT)[0])
     holes, _ = ndimage.label(~masks, FOUR)
     edge = set(np.unique(np.concatenate([holes[:, 0].ravel(), holes[:, -1].ravel(), holes[:, :, 0].ravel(), holes[:, :, -1].ravel()])).tolist())
@@ -85,8 +84,6 @@ def iou(x: Float[Tensor, "n 4"], y: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"
 
 def dino_seg(attention: Float[Tensor, "h w"], *, size: int, mass: float = 0.6) -> Float[Tensor, "4"]:
     """The box of the largest region that holds `mass` of the attention (Caron et al., 2021, as LOST's code has it)."""
-    from scipy import ndimage
-
     order = attention.flatten().argsort(descending=True)
     share = attention.flatten()[order].cumsum(0) / attention.sum()
     kept = torch.zeros(attention.numel(), dtype=torch.bool)
@@ -99,8 +96,6 @@ def lost(keys: Float[Tensor, "d h w"], *, size: int, k: int = 100) -> Float[Tens
     """LOST (Simeoni et al., 2021): the patch whose key agrees with fewest others is on an object; those of the k next such patches that agree
     with it widen the search; the box is that of the region of patches that agree with them and holds the first.
     """
-    from scipy import ndimage
-
     f = keys.flatten(1).T
     alike = f @ f.T
     order = (alike > 0).sum(dim=1).argsort(stable=True)

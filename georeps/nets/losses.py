@@ -238,19 +238,13 @@ def multi_similarity(beta: float = 18.0, gamma: float = 75.0, margin: float = 0.
     return PairLoss(Linear(), Log1p(1 / beta), Log1p(1 / gamma), Exp(-beta, margin), Exp(gamma, margin))
 
 
-def proxy_anchor(beta: float = 32.0, gamma: float = 32.0, margin: float = 0.1, *, form: Literal["paper", "published"] = "paper") -> PairLoss:
+def proxy_anchor(beta: float = 32.0, gamma: float = 32.0, margin: float = 0.1) -> PairLoss:
     """`multi_similarity` with a proxy of each class as anchor (Kim et al., 2020).
 
-    Paper: Eq. 2.2, the same margin for negatives, and sums over beta and gamma. "published", the loss's authors' code: s + m for
-    negatives, no division; they average positive terms over the classes in the batch and negative terms over all.
+    Published code has s + m for negatives and divides by neither beta nor gamma; it averages positive terms over the classes in the batch and
+    negative terms over all.
     """
-    if form not in ("paper", "published"):
-        raise ValueError(f"form: expected 'paper' or 'published', found {form!r}")
-    paper = form == "paper"
-    return PairLoss(
-        Linear(), Log1p(1 / beta if paper else 1.0), Log1p(1 / gamma if paper else 1.0), Exp(-beta, margin),
-        Exp(gamma, margin if paper else -margin), anchor="proxy",
-    )  # fmt: skip
+    return PairLoss(Linear(), Log1p(1 / beta), Log1p(1 / gamma), Exp(-beta, margin), Exp(gamma, margin), anchor="proxy")
 
 
 def nca(scale: float = 1.0, *, shared: bool = False) -> PairLoss:

@@ -46,7 +46,7 @@ def weicom(image_sim: Float[Tensor, "q g"], text_sim: Float[Tensor, "q g"], weig
         sim = sim.double()
         deviation = sim.std(dim=1, keepdim=True) if sim.shape[1] > 1 else torch.zeros(len(sim), 1)
         moments.check_spread(deviation, sim.abs().amax(), name)
-        sides.append(_phi((sim - sim.mean(dim=1, keepdim=True)) / deviation))
+        sides.append(torch.special.ndtr((sim - sim.mean(dim=1, keepdim=True)) / deviation))
     return (1 - weight) * sides[0] + weight * sides[1]
 
 
@@ -60,39 +60,10 @@ def weicom_scores(
     sides = [(q, *found.of(q, name)) for name, q in (("images", images), ("texts", texts))]
 
     def scores(rows: slice) -> Tensor:
-        (image, text) = (_phi(((q[rows] @ gallery.T).double() - mean[rows]) / std[rows]) for q, mean, std in sides)
+        (image, text) = (torch.special.ndtr(((q[rows] @ gallery.T).double() - mean[rows]) / std[rows]) for q, mean, std in sides)
         return image.mul_(1 - weight).add_(text, alpha=weight)
 
     return scores
-
-
-@torch.no_grad()
-def weicom_topk(
-    images: Float[Tensor, "q d"], texts: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"], weight: float, k: int, *,
-    found: moments.Moments | None = None, backend: search.Backend = "auto",
-) -> search.Neighbours:  # fmt: skip
-    """The k gallery rows of largest WeiCom score, descending, ties by lower index; "triton" finds them in one pass over the gallery.
-
-    Scores are compared by what they lack of 1, in float64 rounded to float32, which keeps apart what stands high above the mean.
-    """
-    asked = _Weicom(images, texts, gallery, weight, found)
-    if not 1 <= k <= len(gallery):
-        raise ValueError(f"k: expected 1 <= k <= {len(gallery)} (the gallery's rows), found {k}")
-    width = min(k + search.SLACK, len(gallery))
-    lacks, index = torch.empty(len(images), k, device=images.device), torch.empty(len(images), k, dtype=torch.int64, device=images.device)
-    rest = torch.ones(len(images), dtype=torch.bool, device=images.device)
-    if search.choose(backend, images, gallery, width=width) == "triton":
-        _, at, rest = search.kernel.candidates(asked.rows[0], asked.rows[2], width, **asked.kernel_arguments())
-        exact = asked.lacks(torch.arange(len(images), device=images.device).repeat_interleave(width), at.flatten()).view(at.shape)
-        order = search.by_score(-exact, at)
-        exact, at = exact.gather(1, order), at.gather(1, order)
-        lacks, index = exact[:, :k], at[:, :k]
-        rest = rest | (exact[:, -1] - exact[:, k - 1] <= 2 * asked.slack(exact[:, k - 1 : k])[:, 0])
-    for rows in search.blocks(rest, asked.block):
-        whole = asked.whole(rows)
-        order = whole.argsort(dim=1, stable=True)[:, :k]
-        lacks, index = lacks.index_copy(0, rows, whole.gather(1, order)), index.index_copy(0, rows, order)
-    return search.Neighbours(1 - lacks.double(), index)
 
 
 @torch.no_grad()
@@ -259,12 +230,10 @@ def freedom(
     if fusion == "early":
         return encode([" ".join([*(w for w, _ in words), t]) for words, t in zip(found, texts, strict=True)])
     composed = [(i, f"{w} {t}", a) for i, (words, t) in enumerate(zip(found, texts, strict=True)) for w, a in words]
-    distinct = {text: j for j, text in enumerate(dict.fromkeys(text for _, text, _ in composed))}
-    features = encode(list(distinct))
     weight = torch.tensor([a if weighted else 1.0 for _, _, a in composed])
-    rows = features[[distinct[text] for _, text, _ in composed]] * weight[:, None]
+    rows = encode([text for _, text, _ in composed]) * weight[:, None]
     into = torch.tensor([i for i, _, _ in composed])
-    return F.normalize(torch.zeros(len(texts), features.shape[1]).index_add_(0, into, rows), dim=1)
+    return F.normalize(torch.zeros(len(texts), rows.shape[1]).index_add_(0, into, rows), dim=1)
 
 
 def feature_scores(queries: Float[Tensor, "q d"], gallery: Float[Tensor, "g d"]) -> Scores:
@@ -342,11 +311,6 @@ class Judged:
     trapezoid: Float[Tensor, " q"]  # FreeDom's form
     recall: dict[int, Float[Tensor, " q"]]  # share of the positives among the first k
 
-    @property
-    def empty(self) -> int:
-        """Queries without a positive."""
-        return int(self.hits.isnan().sum())
-
 
 def judge(scores: Scores, positives: Sequence[Int64[Tensor, " _"]], *, ks: Sequence[int] = (10, 50), block: int = 256) -> Judged:
     """Rank every gallery image for every query, a block of queries at a time; a positive tied with others is placed after them."""
@@ -382,10 +346,6 @@ def balanced(values: Float[Tensor, " q"], group: Sequence[str], *, empty: Litera
         raise ValueError(f"values: expected a query with a positive in every group, found none in {[g for g, n in counts.items() if not n]}")
     weight = torch.tensor([1 / (len(counts) * counts[g]) for g in group], dtype=values.dtype, device=values.device) * sum(counts.values())
     return (values * weight)[~values.isnan()]
-
-
-def _phi(z: Tensor) -> Tensor:
-    return z.mul_(math.sqrt(0.5)).erf_().add_(1).mul_(0.5)
 
 
 def _check_weight(weight: float) -> None:

@@ -68,14 +68,11 @@ class Locator(nn.Module):
         `evaluations` of the network a sample, guidance not counted: steps of Euler and DDIM, half as many of Heun, a fourth of Runge-Kutta.
         """
         condition, rows = self.condition(features), len(features)
-        method = {"sphere": method, "published": "published"}.get(self.kind, "euler")
-        steps = evaluations // {"heun": 2, "rk4": 4}.get(method, 1)
-        options = {"steps": steps, "guidance": guidance, "device": features.device, "generator": generator, "even": even}
-        if self.kind in ("sphere", "published"):
-            return flow.sample(self.net, rows * n, condition, method=method, **options).view(rows, n, 3)
-        if self.kind in ("space", "diffusion", "plane"):
-            kind = "diffusion" if self.kind == "diffusion" else "space"
-            found = flow.sample_space(self.net, rows * n, condition, kind=kind, project=self.kind != "plane", **options)
+        if self.kind not in ("regression", "vmf", "mixture"):
+            method = {"sphere": method, "plane": "space"}.get(self.kind, self.kind)
+            options = {"device": features.device, "generator": generator, "even": even, "project": self.kind != "plane"}
+            steps = evaluations // {"heun": 2, "rk4": 4}.get(method, 1)
+            found = flow.sample(self.net, rows * n, condition, steps=steps, guidance=guidance, method=method, **options)
             return (from_plane(found) if self.kind == "plane" else found).view(rows, n, 3)
         weight, mean, kappa = self._mixture(condition)
         if self.kind == "regression":

@@ -25,7 +25,7 @@ Pair = Literal["pos-neg", "anc-neg", "pos-pos", "neg-neg"]
 class Mixup:
     """What is mixed with what. The defaults are Metrix; Metrix/input is `Mixup("input", hardest=3)`.
 
-    `per`: lambda is drawn for each pair (Eq. 2.8), or once a batch, as the published code does. `renormalise`: a mixed embedding is scaled to
+    Lambda is drawn for each pair (Eq. 2.8); published code draws it once a batch. `renormalise`: a mixed embedding is scaled to
     unit length (published; Eq. 2.4 leaves it inside the sphere). `label="negative"` counts mixed examples as negatives whatever
     they are made of (MoCHi); `anchor="mixed"` compares them with clean examples instead of the other way round (i-Mix).
     """
@@ -37,14 +37,13 @@ class Mixup:
     alpha: float = 2.0  # lambda ~ Beta(alpha, alpha)
     largest: float = 1.0  # ... times this
     strength: float = 0.4  # w
-    per: Literal["pair", "batch"] = "pair"
     label: Literal["mixed", "negative"] = "mixed"
     anchor: Literal["clean", "mixed"] = "clean"
     renormalise: bool = False
 
     def __post_init__(self):
         for name, value, allowed in (
-            ("kind", self.kind, ("input", "feature", "embedding")), ("per", self.per, ("pair", "batch")),
+            ("kind", self.kind, ("input", "feature", "embedding")),
             ("label", self.label, ("mixed", "negative")), ("anchor", self.anchor, ("clean", "mixed")), *(("pairs", p, PAIRS) for p in self.pairs),
         ):  # fmt: skip
             if value not in allowed:
@@ -259,8 +258,7 @@ class Metrix(nn.Module):
         return self.loss(proxies @ e.T, same, ~same).mean()
 
     def _lambda(self, mixup: Mixup, m: int, device: torch.device) -> Float[Tensor, " m"]:
-        n = m if mixup.per == "pair" else 1
-        return (mixup.largest * torch.distributions.Beta(mixup.alpha, mixup.alpha).sample((n,))).expand(m).to(device)
+        return (mixup.largest * torch.distributions.Beta(mixup.alpha, mixup.alpha).sample((m,))).to(device)
 
 
 def acts_as_positive(

@@ -4,8 +4,7 @@
     ImageNet-R, MiniDomainNet, NICO++, LTLL domain conversion, FreeDom's lists of (path, domain, class)
     Fashion-IQ, CIRR, CIRCO                 free-form text, JSON
 
-A line that is not what its format says raises an error that names file and line; images that are missing are listed in one error, or with
-`missing="drop"` left out and named. `tasks.compositions` makes queries of what is read here.
+With `missing="drop"` images that are not there are left out and named. `tasks.compositions` makes queries of what is read here.
 """
 
 import csv
@@ -80,9 +79,7 @@ def patterncom(root: Path | str, *, missing: Literal["error", "drop"] = "error")
     names = {path.name for path in gallery}
     rows, left_out = [], {"listed twice": [], "missing": []}
     for attribute in patterns.ATTRIBUTES:
-        path = root / "PatternCom" / f"{attribute}.csv"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: expected a CSV of PatternCom (file, attribute, value), found no file")
+        path = folders.there(root / "PatternCom" / f"{attribute}.csv", "a CSV of PatternCom (file, attribute, value)")
         found, twice = read_attribute_rows(path)
         rows += [row for row in found if row[0] in names]
         left_out["missing"] += [row[0] for row in found if row[0] not in names]
@@ -135,9 +132,7 @@ def conversion(root: Path | str, name: str, *, missing: Literal["error", "drop"]
 
 def read_words(path: Path | str) -> list[str]:
     """A text memory or a list of names: the first column of a CSV without header, UTF-8 (Open Images V7's class names, 20,931 lines)."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: expected words, one a line, found no file")
-    with open(path, newline="", encoding="utf-8") as handle:
+    with open(folders.there(Path(path), "words, one a line"), newline="", encoding="utf-8") as handle:
         words = [row[0].strip() if row else "" for row in csv.reader(handle)]
     if not words or "" in words:
         raise ValueError(f"{path}, line {words.index('') + 1 if words else 1}: expected a word, found none")
@@ -189,10 +184,8 @@ def _free(root: Path, files: dict[Any, Path], asked: list[tuple[Any, str, list]]
 
 
 def _json(path: Path, kind: type) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected annotations, found no file")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(folders.there(path, "annotations").read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: expected JSON, found {error.msg}") from error
     if not isinstance(found, kind):

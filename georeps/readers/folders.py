@@ -2,16 +2,13 @@
 
     retrieval = folders.vigor(root, split="cross", part="test")
     retrieval.queries[i]  matches  retrieval.gallery[retrieval.positive[i]]
-
-A line or file that is not what its format says raises an error that names file and line, what was expected and what was
-found. Files that are missing on disk are listed in one error, or, with `missing="drop"`, left out and listed in the record.
-"""
+"""  # fmt: skip
 
 import csv
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -54,7 +51,6 @@ class Retrieval:
     query_position: Float64[Tensor, "q 2"] | None = None
     gallery_position: Float64[Tensor, "g 2"] | None = None
     unit: Literal["degrees", "metres", ""] = ""
-    left_out: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Line(NamedTuple):
@@ -88,7 +84,7 @@ def parse_vigor_line(line: str) -> Line:
 
 def vigor(
     root: Path | str, *, split: Literal["same", "cross", "swapped"] = "cross", part: Literal["train", "test"] = "train",
-    labels: Literal["official", "corrected"] = "official", missing: Literal["error", "drop"] = "error", tolerance: float = 64.0,
+    labels: Literal["official", "corrected"] = "official", tolerance: float = 64.0,
 ) -> Retrieval:  # fmt: skip
     """VIGOR, from the official tree (<City>/panorama) or the re-arranged one (ground/<City>, satellite/<City>).
 
@@ -117,22 +113,15 @@ def vigor(
         for line in read_lines(_label_file(root, city, split, part, labels), check):
             lines.append(line)
             queries.append(folder("panorama", city) / line.panorama)
-    keep, left_out = _present(root, queries, gallery, missing)
-    rows = torch.tensor([[index[name] for name in line.satellites] for line in lines]).reshape(-1, 4)[keep]
-    return Retrieval(
-        [queries[i] for i in keep],
-        gallery,
-        rows[:, 0],
-        rows[:, 1:],
-        torch.stack([line.offsets[0] for line in lines])[keep] if lines else torch.zeros(0, 2),
-        torch.tensor([_place(PANORAMA, queries[i].name) for i in keep], dtype=torch.float64).reshape(-1, 2),
-        torch.tensor([_place(SATELLITE, path.name) for path in gallery], dtype=torch.float64).reshape(-1, 2),
-        "degrees",
-        left_out,
-    )
+    check_missing(root, [str(p) for p in (*gallery, *queries) if not p.is_file()])
+    rows = torch.tensor([[index[name] for name in line.satellites] for line in lines]).reshape(-1, 4)
+    offset = torch.stack([line.offsets[0] for line in lines]) if lines else torch.zeros(0, 2)
+    named = ((PANORAMA, queries), (SATELLITE, gallery))
+    positions = (torch.tensor([_place(kind, p.name) for p in paths], dtype=torch.float64).reshape(-1, 2) for kind, paths in named)
+    return Retrieval(queries, gallery, rows[:, 0], rows[:, 1:], offset, *positions, "degrees")
 
 
-def cvact(root: Path | str, part: Literal["train", "val", "test"] = "train", *, missing: Literal["error", "drop"] = "error") -> Retrieval:
+def cvact(root: Path | str, part: Literal["train", "val", "test"] = "train") -> Retrieval:
     """CVACT: ACT_data.mat beside ANU_data_small (train, val) and ANU_data_test (test); one-to-one, positions in UTM metres.
 
     The indices of the file are 1-based. Pairs closer than 25 m show the same place: `crossview.same_place` finds them for the
@@ -158,36 +147,21 @@ def cvact(root: Path | str, part: Literal["train", "val", "test"] = "train", *, 
     folder = root / ("ANU_data_test" if part == "test" else "ANU_data_small")
     queries = [folder / "streetview" / f"{ids[i]}_grdView.jpg" for i in chosen]
     gallery = [folder / "satview_polish" / f"{ids[i]}_satView_polish.jpg" for i in chosen]
-    return _one_to_one(root, queries, gallery, missing, utm[chosen])
+    return _one_to_one(root, queries, gallery, utm[chosen])
 
 
-def cvusa(root: Path | str, part: Literal["train", "val"] = "train", *, missing: Literal["error", "drop"] = "error") -> Retrieval:
+def cvusa(root: Path | str, part: Literal["train", "val"] = "train") -> Retrieval:
     """CVUSA: splits/<part>-19zl.csv with lines satellite,panorama,annotation (the annotation is not read); one-to-one."""
     root = Path(root)
     one_of("part", part, ("train", "val"))
     pairs = read_lines(root / "splits" / f"{part}-19zl.csv", _cvusa_pair)
-    return _one_to_one(root, [root / street for _, street in pairs], [root / tile for tile, _ in pairs], missing, None)
+    return _one_to_one(root, [root / street for _, street in pairs], [root / tile for tile, _ in pairs], None)
 
 
-def _one_to_one(root: Path, queries: list[Path], gallery: list[Path], missing: str, position: Tensor | None) -> Retrieval:
-    gone = [str(p) for pair in zip(queries, gallery, strict=True) for p in pair if not p.is_file()]
-    keep = [i for i, pair in enumerate(zip(queries, gallery, strict=True)) if all(p.is_file() for p in pair)]
-    check_missing(root, gone, missing)
-    kept = torch.tensor(keep, dtype=torch.int64)
-    there = None if position is None else position[kept]
-    return Retrieval(
-        [queries[i] for i in keep], [gallery[i] for i in keep], torch.arange(len(keep)), query_position=there, gallery_position=there,
-        unit="" if position is None else "metres", left_out={"missing on disk": gone} if gone else {},
-    )  # fmt: skip
-
-
-def _present(root: Path, queries: list[Path], gallery: list[Path], missing: str) -> tuple[Int64[Tensor, " n"], dict[str, list[str]]]:
-    """Rows of the queries that are on disk. A missing gallery tile is always an error: it would change every rank."""
-    gone_tiles = [str(p) for p in gallery if not p.is_file()]
-    gone = [str(p) for p in queries if not p.is_file()]
-    check_missing(root, [*gone_tiles, *gone], "error" if gone_tiles else missing)
-    keep = torch.tensor([i for i, p in enumerate(queries) if p.is_file()], dtype=torch.int64)
-    return keep, {"missing on disk": gone} if gone else {}
+def _one_to_one(root: Path, queries: list[Path], gallery: list[Path], position: Tensor | None) -> Retrieval:
+    check_missing(root, [str(p) for pair in zip(queries, gallery, strict=True) for p in pair if not p.is_file()])
+    unit = "" if position is None else "metres"
+    return Retrieval(queries, gallery, torch.arange(len(queries)), query_position=position, gallery_position=position, unit=unit)
 
 
 def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
@@ -196,7 +170,7 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, found {value!r}")
 
 
-def check_missing(root: Path | str, lost: list[str], missing: str) -> None:
+def check_missing(root: Path | str, lost: list[str], missing: str = "error") -> None:
     """What the lists name and the disk lacks, in one error, where `missing` is not "drop"."""
     one_of("missing", missing, ("error", "drop"))
     if lost and missing == "error":
@@ -204,12 +178,17 @@ def check_missing(root: Path | str, lost: list[str], missing: str) -> None:
         raise FileNotFoundError(f"{root}: expected every image the lists name, found {len(lost)} missing: {shown}")
 
 
+def there(path: Path, what: str) -> Path:
+    """The path of a file; FileNotFoundError naming it and what was expected where there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected {what}, found no file")
+    return path
+
+
 def read_lines(path: Path, parse: Callable[[str], Any]) -> list[Any]:
     """Every line of a text file, parsed; the last may lack its newline; an empty line is an error."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a list, found no file")
     parsed = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(there(path, "a list").read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             parsed.append(parse(line))
         except ValueError as error:

@@ -14,13 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from georeps.readers import folders
+
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # what converts to 8-bit RGB without a choice
 THREADS = min(16, os.cpu_count() or 1)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
-
-
-class CorruptImage(ValueError):
-    """A file that is there but does not decode to 8-bit RGB."""
 
 
 def load(path: Path | str, *, size: tuple[int, int] | None = None, rows: tuple[float, float] = (0.0, 1.0)) -> UInt8[Tensor, "3 h w"]:
@@ -28,18 +26,16 @@ def load(path: Path | str, *, size: tuple[int, int] | None = None, rows: tuple[f
 
     `rows` keeps a share of the image's rows, from above: (0.25, 0.75) is the middle half that is used of CVACT's panoramas.
 
-    Raises FileNotFoundError, or CorruptImage for what no decoder can read to its end; both name the file.
+    Raises FileNotFoundError, or ValueError for what no decoder can read to its end; both name the file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected an image, found no file")
+    path = folders.there(Path(path), "an image")
     try:
         with Image.open(path) as image:
             mode, image = image.mode, image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise CorruptImage(f"{path}: expected a whole image, found {path.stat().st_size} bytes that fail: {error}") from error
+        raise ValueError(f"{path}: expected a whole image, found {path.stat().st_size} bytes that fail: {error}") from error
     if mode not in MODES:
-        raise CorruptImage(f"{path}: expected 8 bits a channel ({', '.join(MODES)}), found mode {mode}: scale it first")
+        raise ValueError(f"{path}: expected 8 bits a channel ({', '.join(MODES)}), found mode {mode}: scale it first")
     if not 0 <= rows[0] < rows[1] <= 1:
         raise ValueError(f"rows: expected shares of the height, 0 <= first < last <= 1, found {rows}")
     if rows != (0.0, 1.0):

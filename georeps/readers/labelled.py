@@ -1,11 +1,10 @@
 """Images with classes, as their owners have them on disk: CUB-200-2011, Cars196, SOP and In-Shop for metric learning, revisited Oxford and Paris.
 
-Training and test part share no class (the first and the second half of them). A malformed line, a file that is not there or a class without
-a number raises an error that names file and line.
+Training and test part share no class (the first and the second half of them).
 """
 
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -42,7 +41,7 @@ class Landmarks:
     junk: list[Int64[Tensor, " _"]]
 
 
-def cub(root: Path | str, part: Part = "train", *, missing: Literal["error", "drop"] = "error") -> Labelled:
+def cub(root: Path | str, part: Part = "train") -> Labelled:
     """CUB-200-2011: images.txt and image_class_labels.txt; classes 1-100 are for training (5,864 images), 101-200 for testing (5,924)."""
     root = Path(root)
     names = _numbered(root / "images.txt", str)
@@ -51,33 +50,31 @@ def cub(root: Path | str, part: Part = "train", *, missing: Literal["error", "dr
         odd = sorted(set(names) ^ set(classes))[:5]
         raise ValueError(f"{root}: expected every image in images.txt and in image_class_labels.txt, found in one only: {', '.join(map(str, odd))}")
     rows = [(root / "images" / names[i], f"{classes[i]:03d}", classes[i]) for i in sorted(names)]
-    return _half(rows, part, (100, 200), root / "image_class_labels.txt", missing)
+    return _half(rows, part, (100, 200), root / "image_class_labels.txt")
 
 
-def cars(root: Path | str, part: Part = "train", *, missing: Literal["error", "drop"] = "error") -> Labelled:
+def cars(root: Path | str, part: Part = "train") -> Labelled:
     """Cars196: cars_annos.mat and car_ims; classes 1-98 are for training (8,054 images), 99-196 for testing (8,131)."""
     import scipy.io
 
     root = Path(root)
-    path = root / "cars_annos.mat"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected the annotations of Cars196, found no file")
+    path = folders.there(root / "cars_annos.mat", "the annotations of Cars196")
     found = scipy.io.loadmat(path, simplify_cells=True).get("annotations")
     rows = np.atleast_1d(found) if found is not None else []
     if not len(rows) or not all(isinstance(r, dict) and {"relative_im_path", "class"} <= set(r) for r in rows):
         raise ValueError(f"{path}: expected 'annotations' with relative_im_path and class, found none")
-    return _half([(root / r["relative_im_path"], f"{int(r['class']):03d}", int(r["class"])) for r in rows], part, (98, 196), path, missing)
+    return _half([(root / r["relative_im_path"], f"{int(r['class']):03d}", int(r["class"])) for r in rows], part, (98, 196), path)
 
 
-def sop(root: Path | str, part: Part = "train", *, missing: Literal["error", "drop"] = "error") -> Labelled:
+def sop(root: Path | str, part: Part = "train") -> Labelled:
     """Stanford Online Products: Ebay_train.txt (11,318 classes, 59,551 images) and Ebay_test.txt (11,316, 60,502)."""
     folders.one_of("part", part, ("train", "test"))
     root = Path(root)
     rows = _table(root / f"Ebay_{part}.txt", ("image_id", "class_id", "super_class_id", "path"), header=1)
-    return _labelled([(root / path, class_id) for _, class_id, _, path in rows], root, missing)
+    return _labelled([(root / path, class_id) for _, class_id, _, path in rows], root)
 
 
-def in_shop(root: Path | str, part: Literal["train", "query", "gallery"] = "train", *, missing: Literal["error", "drop"] = "error") -> Labelled:
+def in_shop(root: Path | str, part: Literal["train", "query", "gallery"] = "train") -> Labelled:
     """In-Shop: Eval/list_eval_partition.txt; the classes of "query" and "gallery" are numbered alike, for one is searched in the other."""
     root = Path(root)
     folders.one_of("part", part, ("train", "query", "gallery"))
@@ -90,7 +87,7 @@ def in_shop(root: Path | str, part: Literal["train", "query", "gallery"] = "trai
             raise ValueError(f"{path}, line {number}: expected train, query or gallery, found {status!r}")
     names = sorted({item for _, item, status in rows if (status == "train") == (part == "train")})
     folder = root / "Img" if (root / "Img").is_dir() else root
-    return _labelled([(folder / name, item) for name, item, status in rows if status == part], root, missing, names)
+    return _labelled([(folder / name, item) for name, item, status in rows if status == part], root, names)
 
 
 def class_folders(root: Path | str, part: Literal["train", "test", "all"] = "train") -> Labelled:
@@ -112,7 +109,7 @@ def class_folders(root: Path | str, part: Literal["train", "test", "all"] = "tra
     empty = [c.name for c in half if c.name not in {name for _, name in rows}]
     if empty:
         raise ValueError(f"{root}: expected images ({', '.join(images.SUFFIXES)}) in every folder, found none in {', '.join(empty)}")
-    found = _labelled(rows, root, "error")
+    found = _labelled(rows, root)
     other = [str(p) for c in half for p in sorted(c.iterdir()) if not p.name.startswith(".") and p.suffix.lower() not in images.SUFFIXES]
     return replace(found, left_out={"no images": other} if other else {})
 
@@ -121,9 +118,7 @@ def landmarks(root: Path | str, name: Literal["roxford5k", "rparis6k"]) -> Landm
     """Revisited Oxford or Paris: <name>/gnd_<name>.pkl and <name>/jpg (Radenovic et al., 2018). The pickle may hold numbers and lists, no code."""
     folders.one_of("name", name, ("roxford5k", "rparis6k"))
     folder = Path(root) / name
-    path = folder / f"gnd_{name}.pkl"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected the ground truth, found no file")
+    path = folders.there(folder / f"gnd_{name}.pkl", "the ground truth")
     with path.open("rb") as file:
         try:
             found = _Plain(file).load()
@@ -135,7 +130,7 @@ def landmarks(root: Path | str, name: Literal["roxford5k", "rparis6k"]) -> Landm
     if len(found["gnd"]) != len(found["qimlist"]):
         raise ValueError(f"{path}: expected a ground truth for each of {len(found['qimlist'])} queries, found {len(found['gnd'])}")
     queries, gallery = ([folder / "jpg" / f"{stem}.jpg" for stem in found[key]] for key in ("qimlist", "imlist"))
-    folders.check_missing(folder, [str(p) for p in (*queries, *gallery) if not p.is_file()], "error")
+    folders.check_missing(folder, [str(p) for p in (*queries, *gallery) if not p.is_file()])
     rows = {}
     for key in ("easy", "hard", "junk"):
         rows[key] = [torch.as_tensor(np.asarray(q[key], dtype=np.int64)).reshape(-1) for q in found["gnd"]]
@@ -154,27 +149,23 @@ class _Plain(pickle.Unpickler):
         raise pickle.UnpicklingError(f"expected arrays, lists and dictionaries, found {module}.{name}")
 
 
-def _half(rows: Sequence[tuple[Path, str, int]], part: str, ends: tuple[int, int], path: Path, missing: str) -> Labelled:
+def _half(rows: Sequence[tuple[Path, str, int]], part: str, ends: tuple[int, int], path: Path) -> Labelled:
     """The classes up to ends[0] for training, the others for testing."""
     folders.one_of("part", part, ("train", "test"))
     for file, _, number in rows:
         if not 1 <= number <= ends[1]:
             raise ValueError(f"{path}: expected classes 1..{ends[1]}, found {number} for {file.name}")
-    return _labelled([(file, name) for file, name, number in rows if (number <= ends[0]) == (part == "train")], path.parent, missing)
+    return _labelled([(file, name) for file, name, number in rows if (number <= ends[0]) == (part == "train")], path.parent)
 
 
-def _labelled(rows: Iterable[tuple[Path, str]], root: Path, missing: str, names: list[str] | None = None) -> Labelled:
-    """Numbers for the classes; files that are not there are an error, or left out and named."""
-    rows = list(rows)
-    lost = [str(file) for file, _ in rows if not file.is_file()]
-    folders.check_missing(root, lost, missing)
-    kept = [(file, name) for file, name in rows if file.is_file()] if lost else rows
-    if not kept:
+def _labelled(rows: Sequence[tuple[Path, str]], root: Path, names: list[str] | None = None) -> Labelled:
+    """Numbers for the classes; files that are not there are an error."""
+    folders.check_missing(root, [str(file) for file, _ in rows if not file.is_file()])
+    if not rows:
         raise ValueError(f"{root}: expected at least one image, found none")
-    names = names or sorted({name for _, name in kept})
+    names = names or sorted({name for _, name in rows})
     number = {name: i for i, name in enumerate(names)}
-    labels = torch.tensor([number[name] for _, name in kept])
-    return Labelled([file for file, _ in kept], labels, names, {"missing on disk": lost} if lost else {})
+    return Labelled([file for file, _ in rows], torch.tensor([number[name] for _, name in rows]), names)
 
 
 def _numbered(path: Path, kind: Callable) -> dict[int, str | int]:

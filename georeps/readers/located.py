@@ -1,4 +1,4 @@
-"""Images with coordinates, as their owners have them on disk: OSV-5M, iNaturalist 2021, YFCC100M, and the four earth-event lists.
+"""Images with coordinates, as their owners have them on disk: OSV-5M and the four earth-event lists.
 
 A record holds where each image or event is, what it is called in GeoNames' terms where the data says so, and the image's file or its
 published embedding. Coordinates out of range, malformed lines and missing files raise an error that names file and line.
@@ -24,7 +24,6 @@ from georeps.readers import folders
 ADMIN = ("country", "region", "sub-region", "city")  # from the coarse to the fine
 MISSING = ("", "nan", "NaN", "None")  # how data sets say that a label is not known
 EVENTS = {"volcano": ("volerup.csv", 2), "earthquake": ("quakes_all.csv", 4), "flood": ("flood.csv", 2), "fire": ("fire.csv", 1)}  # header lines
-YFCC_COLUMNS = 24  # of the published table: identifier first, longitude, latitude and accuracy 11 to 13, marker (0 photo, 1 video) last
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,7 @@ def coordinates(latitude: str | float | int | None, longitude: str | float | int
 def events(root: Path | str, kind: Literal["volcano", "earthquake", "flood", "fire"]) -> Located:
     """One of the four earth-event lists (latitude,longitude lines after a header) of Mathieu and Nickel (2020)."""
     folders.one_of("kind", kind, EVENTS)
-    path = Path(root) / EVENTS[kind][0]
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected the list of events, found no file")
+    path = folders.there(Path(root) / EVENTS[kind][0], "the list of events")
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if number <= EVENTS[kind][1] or not line.strip():
@@ -87,50 +84,13 @@ def osv5m(root: Path | str, part: Literal["train", "test"], *, missing: Literal[
         for level in ADMIN:
             labels[level].append(None if row[f"unique_{level}"] in MISSING else row[f"unique_{level}"])
     files = {p.stem: p for p in (root / "images" / part).glob("*/*.jpg")}
-    return _kept(root, names, latlon, [files.get(n) for n in names], labels, missing)
-
-
-def inat21(root: Path | str, part: Literal["train", "val"], *, missing: Literal["error", "drop"] = "error") -> Located:
-    """iNaturalist 2021: <part>.json (images with file_name, latitude, longitude); images without coordinates are left out and named."""
-    root, path = Path(root), Path(root) / f"{part}.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected annotations, found no file")
-    told = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(told, dict) or not all("file_name" in r for r in told.get("images", [{}])):
-        raise ValueError(f"{path}: expected a JSON dict with images that have a file_name, found another")
-    names, latlon, nowhere = [], [], []
-    for i, row in enumerate(told["images"]):
-        if row.get("latitude") is None or row.get("longitude") is None:
-            nowhere.append(row["file_name"])
-            continue
-        names.append(row["file_name"])
-        latlon.append(_at(path, i, row["latitude"], row["longitude"], "image"))
-    found = _kept(root, names, latlon, [root / n if (root / n).is_file() else None for n in names], {}, missing)
-    found.left_out["no coordinates"] = nowhere
-    return found
-
-
-def yfcc100m(path: Path | str, *, accuracy: int = 12) -> Located:
-    """Where the photos of a YFCC100M table (tab-separated) were taken; only photos whose stated accuracy (1 world .. 16 street) suffices.
-
-    The table holds no images; names are the photo identifiers. What is left out is counted by reason.
-    """
-    path, names, latlon = Path(path), [], []
-    left_out: dict[str, list[str]] = {"video": [], "no coordinates": [], "accuracy": []}
-    with open(path, encoding="utf-8") as handle:
-        for number, line in enumerate(handle, 1):
-            cells = line.rstrip("\n").split("\t")
-            if len(cells) != YFCC_COLUMNS:
-                raise ValueError(f"{path}, line {number}: expected {YFCC_COLUMNS} columns, found {len(cells)}")
-            reason = "video" if cells[-1] == "1" else "no coordinates" if not (cells[10] and cells[11]) else None
-            if reason is None and (not cells[12].isdigit() or int(cells[12]) < accuracy):
-                reason = "accuracy"
-            if reason:
-                left_out[reason].append(cells[0])
-                continue
-            names.append(cells[0])
-            latlon.append(_at(path, number, cells[11], cells[10]))
-    return Located(torch.tensor(latlon, dtype=torch.float64).view(-1, 2), names, left_out=left_out)
+    lost = [name for name in names if name not in files]
+    folders.check_missing(root, lost, missing)
+    there = [i for i, name in enumerate(names) if name in files]
+    return Located(
+        torch.tensor([latlon[i] for i in there], dtype=torch.float64).view(-1, 2), [names[i] for i in there], [files[names[i]] for i in there],
+        labels={level: [values[i] for i in there] for level, values in labels.items()}, left_out={"missing": lost},
+    )  # fmt: skip
 
 
 def shards(folder: Path | str, *, embedding: str = "street_clip") -> Located:
@@ -152,10 +112,7 @@ def shards(folder: Path | str, *, embedding: str = "street_clip") -> Located:
                 raise ValueError(
                     f"{where}: expected a finite embedding of {width} channels, found {len(vector)}, {int((~np.isfinite(vector)).sum())} not finite"
                 )
-            try:
-                latlon.append(coordinates(told.get("latitude"), told.get("longitude")))
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
+            latlon.append(_at(path, name, told.get("latitude"), told.get("longitude"), "sample"))
             names.append(name)
             rows.append(vector.astype(np.float32))
             for level in ADMIN:
@@ -191,9 +148,7 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def _table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of a CSV with their line numbers; it must have the columns."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a table with columns {', '.join(columns[:3])}, ..., found no file")
-    with open(path, newline="", encoding="utf-8") as handle:
+    with open(folders.there(path, f"a table with columns {', '.join(columns[:3])}, ..."), newline="", encoding="utf-8") as handle:
         rows = csv.DictReader(handle)
         lacking = [c for c in columns if c not in (rows.fieldnames or ())]
         if lacking:
@@ -204,19 +159,8 @@ def _table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, 
             yield rows.line_num, row
 
 
-def _at(path: Path, number: int, latitude: str | float | int | None, longitude: str | float | int | None, what: str = "line") -> tuple[float, float]:
+def _at(path: Path, number: int | str, latitude: str | float | int | None, longitude: str | float | int | None, what: str = "line") -> tuple[float, float]:
     try:
         return coordinates(latitude, longitude)
     except ValueError as error:
         raise ValueError(f"{path}, {what} {number}: {error}") from None
-
-
-def _kept(root: Path, names: list[str], latlon: list, files: list[Path | None], labels: dict[str, list], missing: str) -> Located:
-    """The rows whose image is there; the others in one error, or left out and named."""
-    lost = [name for name, file in zip(names, files, strict=True) if file is None]
-    folders.check_missing(root, lost, missing)
-    there = [i for i, file in enumerate(files) if file is not None]
-    return Located(
-        torch.tensor([latlon[i] for i in there], dtype=torch.float64).view(-1, 2), [names[i] for i in there], [files[i] for i in there],
-        labels={level: [values[i] for i in there] for level, values in labels.items()}, left_out={"missing": lost},
-    )  # fmt: skip

@@ -8,7 +8,6 @@ validation and test cities differ; of a test city one drive is the database, and
 in the city's metres; the places are imaginary.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from PIL import Image
 from georeps.core import cache
 from georeps.readers import vpr
 from georeps.worlds import city
-from georeps.worlds.city import plan, scene, street
+from georeps.worlds.city import plan, street
 from georeps.worlds.city.scene import Moment
 
 TRAIN_CITIES, VAL_CITIES, TEST_CITIES = city.TRAIN_CITIES, (7, 8), city.TEST_CITIES
@@ -53,9 +52,8 @@ def cameras(number: int, *, tiles: int, step: float, drive: int, views: int = 4)
     if tiles < 4 or step < plan.STREET_STEP or not 1 <= views <= 12:
         raise ValueError(f"tiles, step, views: expected tiles >= 4, step >= {plan.STREET_STEP:g} metres and 1..12 views, found {tiles}, {step} and {views}")
     rng = np.random.default_rng([number, drive, 17])
-    side = _side(tiles)
-    position, heading = [], []
-    for line, half in _plan(number, tiles).streets:
+    drawn, position, heading = city.plan_of(number, tiles), [], []
+    for line, half in drawn.streets:
         lane = rng.choice((-1, 1))
         along = np.arange(rng.uniform(0, step), _lengths(line)[-1], step)
         xy, direction = _walk(line, along)
@@ -64,7 +62,7 @@ def cameras(number: int, *, tiles: int, step: float, drive: int, views: int = 4)
         turned = np.degrees(np.arctan2(direction[:, 0], direction[:, 1])) + (180 if lane < 0 else 0)
         heading.append(turned + rng.normal(0, 3, len(turned)))
     position, heading = np.concatenate(position), np.concatenate(heading)
-    inside = ((position > EDGE) & (position < side - EDGE)).all(axis=1)
+    inside = ((position > EDGE) & (position < drawn.side - EDGE)).all(axis=1)
     turns = np.arange(views) * 360 / views
     return Cameras(position[inside].repeat(views, 0), ((heading[inside, None] + turns) % 360).ravel())
 
@@ -72,7 +70,7 @@ def cameras(number: int, *, tiles: int, step: float, drive: int, views: int = 4)
 def pictures(number: int, where: Cameras, moment: Moment, *, tiles: int, size: int, seed: int) -> np.ndarray:
     """The views, uint8 "n 3 size size", as a camera exposes them: what is dark is lit up, at most `GAIN` times."""
     seen = street.panoramas(
-        _scene(number, tiles, moment), where.position, size=(size, size), heading=where.heading, elevation=(-0.3 * FOV, 0.7 * FOV), fov=FOV, seed=seed
+        city.scene_of(number, tiles, moment), where.position, size=(size, size), heading=where.heading, elevation=(-0.3 * FOV, 0.7 * FOV), fov=FOV, seed=seed
     ).numpy()
     gain = np.clip(BRIGHT / seen.mean(axis=(1, 2, 3), keepdims=True).clip(1), 1, GAIN)
     return np.clip(seen * gain, 0, 255).astype(np.uint8)
@@ -134,17 +132,3 @@ def _walk(line: np.ndarray, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     leg = line[at + 1] - line[at]
     direction = leg / np.hypot(*leg.T)[:, None]
     return line[at] + direction * (along - length[at])[:, None], direction
-
-
-def _side(tiles: int) -> float:
-    return 2 * city.MARGIN + city.TILE + city.STEP * (tiles - 1)
-
-
-@functools.lru_cache(maxsize=8)
-def _plan(number: int, tiles: int) -> plan.Plan:
-    return plan.draw(number, _side(tiles))
-
-
-@functools.lru_cache(maxsize=1)
-def _scene(number: int, tiles: int, moment: Moment) -> scene.Scene:
-    return scene.scene(_plan(number, tiles), moment)

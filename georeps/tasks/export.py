@@ -88,16 +88,11 @@ def patterncom(root: Path | str, tiles: Sequence[patterns.Tile], pixels: UInt8[T
 
 def osv5m(root: Path | str, part: str, pixels: Tensor, latlon: Float[Tensor, "n 2"], labels: dict[str, list[str | None]]) -> None:
     """Images "n 3 s s" with coordinates in OSV-5M's tree, so that what reads it can be tried without it."""
-    root = Path(root)
-    folder = root / "images" / part / "00"
-    folder.mkdir(parents=True, exist_ok=True)
-    columns = ["id", "latitude", "longitude", *(f"unique_{level}" for level in located.ADMIN)]
-    with open(root / f"{part}.csv", "w", newline="", encoding="utf-8") as handle:
-        out = csv.writer(handle)
-        out.writerow(columns)
-        for i, (image, (lat, lon)) in enumerate(zip(pixels, latlon.tolist(), strict=True)):
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{10**15 + i}.jpg", quality=95)
-            out.writerow([10**15 + i, lat, lon, *(labels.get(level, [None] * len(pixels))[i] or "" for level in located.ADMIN)])
+    names = [10**15 + i for i in range(len(pixels))]
+    _save(Path(root) / "images" / part / "00", [f"{name}.jpg" for name in names], pixels)
+    columns = {f"unique_{level}": [v or "" for v in labels.get(level, [None] * len(names))] for level in located.ADMIN}
+    with open(Path(root) / f"{part}.csv", "w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows([("id", "latitude", "longitude", *columns), *zip(names, *latlon.T.tolist(), *columns.values(), strict=True)])
 
 
 def _line(where: city.Places, i: int, panorama: str, gallery: list[str]) -> str:

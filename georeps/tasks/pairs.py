@@ -5,7 +5,6 @@
     part = pairs.of_tree(shape, "/your/vigor", layout="vigor", split="cross", part="test")
 """  # fmt: skip
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,10 +109,7 @@ def of_tree(shape: Shape, root: Path | str, *, layout: str, split: str, part: st
 def in_views(shape: Shape, make: Callable[[tuple[int, int]], Tensor]) -> dict[str, Tensor]:
     """The gallery in each view that is asked for; `make(size)` renders or reads it."""
     out = {"plain": make(shape.satellite)} if "plain" in shape.views else {}
-    return out | ({"polar": polar_maps(make((shape.polar_from,) * 2), shape.ground)} if "polar" in shape.views else {})
-
-
-def polar_maps(tiles: UInt8[Tensor, "g 3 s s"], size: tuple[int, int]) -> UInt8[Tensor, "g 3 h w"]:
-    """`crossview.polar` of many tiles, in bytes."""
-    to_polar = functools.partial(crossview.polar, height=size[0], width=size[1])
-    return torch.cat([to_polar(part.float()).byte() for part in tiles.split(512)])
+    if "polar" in shape.views:
+        tiles = make((shape.polar_from,) * 2)
+        out["polar"] = torch.cat([crossview.polar(part.float(), *shape.ground).byte() for part in tiles.split(512)])
+    return out

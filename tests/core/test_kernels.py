@@ -156,18 +156,14 @@ def test_weicom_in_one_pass_equals_its_scores_in_float64(shape, weight, dtype, m
     tails = [0.5 * torch.special.erfc((s - s.mean(1, keepdim=True)) / s.std(1, keepdim=True) / math.sqrt(2)) for s in sides]
     whole = (1 - weight) * tails[0] + weight * tails[1]
     assert torch.allclose(1 - whole, composed.weicom(*sides, weight), atol=1e-12)
-    order = whole.float().argsort(dim=1, stable=True)
     own = whole.float().gather(1, target.clamp(min=0))
     ranks = torch.where(target < 0, -1, (whole.float()[:, None] <= own[..., None]).sum(-1) - 1)
     for backend in ("torch", "triton"):
-        found = composed.weicom_topk(images, texts, gallery, weight, 9, backend=backend)
-        assert torch.equal(found.index, order[:, :9])
-        assert torch.allclose(1 - found.scores, whole.gather(1, order[:, :9]), rtol=1e-5, atol=1e-12)
         assert torch.equal(composed.weicom_rank_of(images, texts, gallery, weight, target, backend=backend), ranks)
     bad = gallery.clone()
     bad[3, 2] = math.nan
     with pytest.raises(ValueError, match="gallery: expected finite descriptors, found 1 rows"):
-        composed.weicom_topk(images, texts, bad, weight, 3, found=moments.of(gallery))
+        composed.weicom_rank_of(images, texts, bad, weight, target, found=moments.of(gallery))
     with pytest.raises(ValueError, match=f"target: expected gallery indices in -1..{g - 1}, found {g}"):
         composed.weicom_rank_of(images, texts, gallery, weight, torch.full_like(target, g))
     if dtype == torch.float32 and weight:  # and the kernels, not their fallback, found it
@@ -206,13 +202,6 @@ def test_uniformity_beyond_the_matrix_equals_uniformity_within_it(monkeypatch):
     assert metrics.uniformity(x) == pytest.approx(float(value.detach()), abs=1e-5)
 
 
-def test_log_sums_of_nothing_and_of_a_single_row():
-    x = rows(1, 8, 0)
-    assert pairs.log_sums(x, x, 4.0, 0)[0].item() == -math.inf
-    assert pairs.log_sums(x[:0], x, 4.0, None)[0].shape == (0,)
-    assert pairs.log_sums(x, x[:0], 4.0, None)[0].item() == -math.inf
-
-
 def test_autocast_does_not_reach_the_sums(monkeypatch):
     monkeypatch.setattr(pairs, "cannot_run", lambda *rows: "for this test")
     x = F.normalize(1 + 0.01 * rows(50, 16, 0), dim=1).requires_grad_()
@@ -226,7 +215,6 @@ def test_autocast_does_not_reach_the_sums(monkeypatch):
 def test_the_ops_are_registered_for_autograd_and_compilation():
     x, y = rows(40, 16, 0).requires_grad_(), rows(300, 16, 1)
     torch.library.opcheck(pairs.log_sum, (x, 4.0))
-    torch.library.opcheck(pairs.log_sums, (x.detach(), y, 4.0, None))
     torch.library.opcheck(kernel.best, (x.detach(), y, 2, 16))
     bar = torch.zeros(40, device=DEVICE)
     torch.library.opcheck(kernel.collect, (x.detach(), y, bar, 0, 3, 300), test_utils=["test_schema", "test_faketensor"])
@@ -260,7 +248,7 @@ def report():
 
 
 def test_hot_kernels_compile_for_sm_90_without_spills_and_fit_its_shared_memory(report):
-    assert len(report) == 14
+    assert len(report) == 13
     for row in report:
         assert row["spilled"] == 0, row
         assert row["shared"] <= 232448, row

@@ -180,10 +180,3 @@ def test_a_collapsed_model_finds_no_place():
     assert ranks.tolist() == [9, 8, 0]
     with pytest.raises(ValueError, match="positives: expected those of 3 queries, found 1"):
         metrics.place_ranks(torch.ones(3, 4), torch.ones(10, 4), [torch.tensor([0])])
-
-
-def test_reciprocal_ranks_are_of_places_from_one_and_an_unmatched_query_adds_nothing():
-    assert metrics.mean_reciprocal_rank(torch.tensor([0, 1, 3])) == pytest.approx((1 + 1 / 2 + 1 / 4) / 3)
-    assert metrics.mean_reciprocal_rank(torch.tensor([0, metrics.UNMATCHED])) == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="ranks: expected at least one query"):
-        metrics.mean_reciprocal_rank(torch.zeros(0, dtype=torch.int64))

@@ -24,8 +24,8 @@ def encode():
 
 
 def test_no_training_patch_or_window_meets_an_unseen_patch():
-    unseen = torch.cat([earth.patches(split="blocks", part=p, size=8, extent_km=120.0, n=300).places.latlon for p in ("val", "test")])
-    patches = earth.patches(split="blocks", part="train", size=8, extent_km=120.0, n=2000).places.latlon
+    unseen = torch.cat([earth.places(split="blocks", part=p, extent_km=120.0, n=300).latlon for p in ("val", "test")])
+    patches = earth.places(split="blocks", part="train", extent_km=120.0, n=2000).latlon
     assert not earth.overlaps(patches, unseen, extent_km=120.0).any()
 
 
@@ -45,7 +45,7 @@ def test_no_window_of_the_trunk_meets_an_unseen_patch(monkeypatch):
     with pytest.raises(RuntimeError):
         locators.encoder("blocks", width=0.0625, epochs=1)
     windows = offered[0][kept[0]]
-    unseen = torch.cat([earth.patches(split="blocks", part=p, size=8, extent_km=120.0, spacing_km=60.0).places.latlon for p in ("val", "test")])
+    unseen = torch.cat([earth.places(split="blocks", part=p, extent_km=120.0, spacing_km=60.0).latlon for p in ("val", "test")])
     half = 180.0 / earth.KM_PER_DEGREE
     assert 2000 < len(windows) < len(offered[0])
     for lat, lon in windows[::20].tolist():

@@ -67,7 +67,6 @@ def test_a_method_that_runs_out_of_memory_is_said_and_not_asked_again():
 
     found = speed.race(speed.Case(1, 1, {"greedy": greedy, "modest": lambda: None}), repeats=3)
     assert found["greedy"].why == "out of memory" and math.isnan(found["greedy"].ms) and len(calls) == 1
-    assert found["modest"].times == 3
     with pytest.warns(UserWarning, match="peer: TypeError: no such argument"):
         assert speed.race(speed.Case(1, 1, {"peer": lambda: refuse(), "ours": lambda: None}), repeats=2)["peer"].why == "failed"
     with pytest.raises(TypeError):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from georeps.lab import starts
-from georeps.nets import encoders, train
+from georeps.nets import backbones, encoders, pooling, train
 from georeps.papers import crossview
 from georeps.tasks import pairs
 
@@ -82,7 +82,7 @@ def test_classification_learns_what_separates_two_classes():
     images = torch.cat([torch.full((16, 3, 8, 8), 40), torch.full((16, 3, 8, 8), 200)]).to(torch.uint8)
     labels = torch.arange(32) // 16
     trunk = new_trunk(images)
-    step = starts.Classification(trunk, images, labels)
+    step = backbones.Recognition(backbones.Classifier(trunk, pooling.GAP(trunk.out_dim), 2), images, labels, turn=False, flip=False)
     train.fit(step, train.shuffled(32, 8, seed=0), train.Recipe(epochs=20, lr=1e-2))
     assert float(step(torch.arange(32)).detach()) < 0.2
 

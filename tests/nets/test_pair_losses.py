@@ -80,7 +80,7 @@ def test_published_proxy_anchor_is_the_library_s():
     loss = published.ProxyAnchorLoss(len(proxies), x.shape[1], margin=0.1, alpha=32)
     loss.proxies.data = proxies
     positive, negative = masks(torch.arange(len(proxies)), y)
-    form = losses.proxy_anchor(form="published")
+    form = losses.PairLoss(losses.Linear(), losses.Log1p(), losses.Log1p(), losses.Exp(-32.0, 0.1), losses.Exp(32.0, -0.1), anchor="proxy")
     nothing = torch.zeros_like(positive)
     found = form(proxies @ x.T, positive, nothing).sum() / 4 + form(proxies @ x.T, nothing, negative).mean()
     agrees(found, loss(x, y), x)

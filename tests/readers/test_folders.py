@@ -114,7 +114,7 @@ def test_vigor_splits_use_the_official_order_of_the_cities(tmp_path):
     assert counts == {"train": 8, "test": 4}
 
 
-def test_missing_files_are_listed_in_one_error_or_dropped_and_listed(tmp_path):
+def test_missing_files_are_listed_in_one_error(tmp_path):
     lines = make_vigor(tmp_path)
     gone = [tmp_path / "Seattle" / "panorama" / row.split()[0] for row in lines["Seattle"][:2]]
     for path in gone:
@@ -122,11 +122,9 @@ def test_missing_files_are_listed_in_one_error_or_dropped_and_listed(tmp_path):
     with pytest.raises(FileNotFoundError, match="found 2 missing") as error:
         folders.vigor(tmp_path, part="train")
     assert all(str(path) in str(error.value) for path in gone)
-    found = folders.vigor(tmp_path, part="train", missing="drop")
-    assert len(found.queries) == 4 and found.left_out == {"missing on disk": [str(p) for p in gone]}
     next((tmp_path / "NewYork" / "satellite").iterdir()).unlink()
     with pytest.raises(FileNotFoundError, match="satellite_"):
-        folders.vigor(tmp_path, part="train", missing="drop")
+        folders.vigor(tmp_path, part="train")
 
 
 def test_wrong_roots_lists_and_options_are_named(tmp_path):
@@ -222,7 +220,6 @@ def test_cvact_names_what_is_missing_or_out_of_range(tmp_path):
     with pytest.raises(FileNotFoundError, match="found 1 missing") as error:
         folders.cvact(tmp_path, "train")
     assert str(gone) in str(error.value)
-    assert len(folders.cvact(tmp_path, "train", missing="drop").queries) == 2
     content = scipy.io.loadmat(tmp_path / "ACT_data.mat")
     content["trainSet"]["trainInd"][0, 0][0] = 0
     scipy.io.savemat(tmp_path / "ACT_data.mat", {k: v for k, v in content.items() if not k.startswith("__")})

@@ -38,7 +38,6 @@ def test_a_broken_line_and_a_lost_file_of_cub_are_named(cub):
     (cub / "images" / "001.Albatross" / "a.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 missing: .*001.Albatross/a.jpg"):
         labelled.cub(cub)
-    assert list(labelled.cub(cub, missing="drop").left_out["missing on disk"][0][-5:]) == list("a.jpg")
     (cub / "image_class_labels.txt").write_text("1 1\n2 one\n3 101\n4 200\n")
     with pytest.raises(ValueError, match=r"image_class_labels.txt, line 2: expected a whole number, found '2 one'"):
         labelled.cub(cub)

@@ -72,34 +72,6 @@ def test_a_malformed_osv5m_table_names_its_line(tmp_path, change, match):
         located.osv5m(tmp_path, "train")
 
 
-def test_inat_names_the_images_that_have_no_coordinates(tmp_path):
-    rows = [{"file_name": "val/a.jpg", "latitude": 1.0, "longitude": 2.0}, {"file_name": "val/b.jpg", "latitude": None, "longitude": None}]
-    (tmp_path / "val.json").write_text(json.dumps({"images": rows}))
-    (tmp_path / "val").mkdir()
-    (tmp_path / "val" / "a.jpg").touch()
-    found = located.inat21(tmp_path, "val")
-    assert found.names == ["val/a.jpg"] and found.left_out["no coordinates"] == ["val/b.jpg"]
-    (tmp_path / "val.json").write_text(json.dumps({"images": [rows[1], rows[0] | {"longitude": 200}]}))
-    with pytest.raises(ValueError, match="val.json, image 1: expected a longitude"):  # counted as the file counts
-        located.inat21(tmp_path, "val")
-    (tmp_path / "val.json").write_text(json.dumps({"pictures": []}))
-    with pytest.raises(ValueError, match="expected a JSON dict with images"):
-        located.inat21(tmp_path, "val")
-
-
-def test_yfcc_keeps_photos_of_stated_accuracy_and_counts_the_others(tmp_path):
-    def row(name, lon, lat, accuracy, marker):
-        return "\t".join([name, *["x"] * 9, lon, lat, accuracy, *["x"] * 10, marker])
-
-    path = tmp_path / "yfcc"
-    path.write_text("\n".join([row("1", "2.5", "48.5", "16", "0"), row("2", "", "", "", "0"), row("3", "1", "1", "11", "0"), row("4", "1", "1", "16", "1")]))
-    found = located.yfcc100m(path)
-    assert found.latlon.tolist() == [[48.5, 2.5]] and found.left_out == {"video": ["4"], "no coordinates": ["2"], "accuracy": ["3"]}
-    path.write_text("1\t2\t3")
-    with pytest.raises(ValueError, match="line 1: expected 24 columns, found 3"):
-        located.yfcc100m(path)
-
-
 def write_shard(path, samples):
     with tarfile.open(path, "w") as shard:
         for name, parts in samples:

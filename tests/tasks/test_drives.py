@@ -29,8 +29,8 @@ def test_views_look_around_and_stand_on_streets():
     where = drives.cameras(2, tiles=6, step=5.0, drive=0)
     turns = where.heading.reshape(-1, 4)
     assert np.allclose(np.diff(turns, axis=1) % 360, 90) and (where.heading >= 0).all() and (where.heading < 360).all()
-    streets = np.concatenate([line for line, _ in drives._plan(2, 6).streets])
-    wide = max(half for _, half in drives._plan(2, 6).streets)
+    streets = np.concatenate([line for line, _ in city.plan_of(2, 6).streets])
+    wide = max(half for _, half in city.plan_of(2, 6).streets)
     assert np.linalg.norm(where.position[:, None] - streets[None], axis=2).min(axis=1).max() < wide
     with pytest.raises(ValueError, match="tiles, step, views: expected tiles >= 4"):
         drives.cameras(2, tiles=6, step=1.0, drive=0)

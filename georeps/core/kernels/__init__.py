@@ -10,7 +10,6 @@ environment before the first import).
 """
 
 import math
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -57,12 +56,17 @@ def scatter_step(n: int) -> int:
     return next(step for step in range(max(1, round(0.618 * n)), n + 2) if math.gcd(step, n) == 1)
 
 
-@contextmanager
-def in_full():
-    """Float32 products in full, whatever a caller set for his training: TF32's are wrong by a thousand times what is compared again."""
+def product(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32, out: Tensor | None = None) -> Tensor:
+    """a b in full, under autocast or where TF32 is allowed too (it is wrong by a thousand times what is compared again).
+
+    Rows of 16 bits are multiplied as they are on CUDA and summed in float32, where that is faster, and made `dtype` on CPU, where it is not.
+    """
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        yield
+        with torch.autocast(a.device.type, enabled=False):
+            if a.is_cuda and a.dtype == b.dtype and a.element_size() == 2:
+                return torch.mm(a, b, out_dtype=torch.float32, out=out)
+            return torch.mm(a.to(dtype), b.to(dtype), out=out)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before

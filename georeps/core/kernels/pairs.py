@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from georeps.core.kernels import cannot_run, in_full
+from georeps.core.kernels import cannot_run, product
 
 try:
     import triton
@@ -23,13 +23,12 @@ except ImportError:  # `cannot_run` says so
     triton = None
 
 BAND = 2**25  # bytes of exponents held at a time, where any are; on a GPU eight times as much (a CPU is several times slower at more)
-LOWEST = -1e30  # below every exponent; finite, so that differences are
 
 if triton is not None:
 
     @triton.jit
     def _exponents(x_ptr, y_ptr, scale, rows, columns, diagonal, n, m, D: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):
-        """scale (<x, y> - 1) in units of log 2; LOWEST where there is no such column, or it is the row's own."""
+        """scale (<x, y> - 1) in units of log 2; -1e30, finite so that differences are, where there is no such column, or it is the row's own."""
         score = _product(x_ptr, y_ptr, tl.minimum(rows, n - 1), tl.minimum(columns, m - 1), D, BLOCK_D, UPCAST)
         other = (columns < m)[None, :] & (columns[None, :] != (rows + diagonal)[:, None])
         return tl.where(other, (score - 1.0) * (scale * 1.4426950408889634), -1e30)
@@ -70,68 +69,27 @@ def _constants(x: Tensor) -> dict:
     return constants
 
 
-@torch.library.custom_op("georeps::log_sums", mutates_args=())
-def log_sums(x: Tensor, y: Tensor, scale: float, diagonal: int | None) -> tuple[Tensor, Tensor]:
-    """log sum_j exp(scale (<x_i, y_j> - 1)) of each row and its largest exponent, float32; column i + diagonal left out where given.
-
-    -inf where no column is left. In float64 for rows of float64.
-    """
-    if not len(x) or not len(y):
-        return x.new_full((len(x),), -math.inf, dtype=_wide(x, y)), x.new_full((len(x),), -math.inf, dtype=_wide(x, y))
-    if cannot_run(x, y) is None and x.dtype == y.dtype:
-        return _log_sums_triton(x.contiguous(), y.contiguous(), scale, diagonal)
-    parts = []
-    for exponent in _bands(x, y, scale, diagonal):
-        highest = exponent.amax(dim=1)
-        floor = highest.clamp(min=LOWEST)[:, None]  # finite where no column is left
-        parts.append((exponent.sub_(floor).exp_().sum(dim=1).log() + floor[:, 0], highest))
-    return tuple(torch.cat(p) for p in zip(*parts, strict=True))
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-@log_sums.register_fake
-def _(x, y, scale, diagonal):
-    return x.new_empty(len(x), dtype=_wide(x, y)), x.new_empty(len(x), dtype=_wide(x, y))
-
-
-def _wide(x: Tensor, y: Tensor) -> torch.dtype:
-    return torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
-
-
-def _log_sums_triton(x: Tensor, y: Tensor, scale: float, diagonal: int | None) -> tuple[Tensor, Tensor]:
+def _log_sums_triton(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     constants = _constants(x)
-    rows, tiles = triton.cdiv(len(x), constants["BLOCK_Q"]), triton.cdiv(len(y), TILE)
+    rows, tiles = triton.cdiv(len(x), constants["BLOCK_Q"]), triton.cdiv(len(x), TILE)
     splits = min(tiles, max(1, 512 // rows))  # enough programs for every multiprocessor where rows are few
     highest, total = torch.empty(2, len(x), splits, device=x.device).unbind()
-    none = 2**31 - 1 - len(x)
     with torch.cuda.device_of(x):
-        _log_sums[(rows, splits)](
-            x, y, scale, len(x), len(y), none if diagonal is None else diagonal, triton.cdiv(tiles, splits), highest, total, splits, **constants
-        )
+        _log_sums[(rows, splits)](x, x, scale, len(x), len(x), 0, triton.cdiv(tiles, splits), highest, total, splits, **constants)
     highest = highest * math.log(2)
-    sums, largest = (highest + total.log()).logsumexp(dim=1), highest.amax(dim=1)
-    empty = largest < LOWEST / 2  # no column was left
-    return sums.masked_fill(empty, -math.inf), largest.masked_fill(empty, -math.inf)
+    return (highest + total.log()).logsumexp(dim=1), highest.amax(dim=1)
 
 
-def _bands(x: Tensor, y: Tensor, scale: float, diagonal: int | None):
-    """Exponents of bands of rows, in torch: scale (<x, y> - 1), the left-out column -inf."""
-    y = y if y.is_cuda else y.to(_wide(x, y))  # once, not for each band
-    for start, band in _rows(x, len(y), 8):
-        exponent = _full(band, y.T, _wide(x, y)).sub_(1).mul_(scale)
-        if diagonal is not None:
-            row = torch.arange(len(band), device=x.device)
-            column = row + start + diagonal
-            there = (column >= 0) & (column < len(y))
-            exponent[row[there], column[there]] = -math.inf
-        yield exponent
-
-
-def _full(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """A product in full precision, also under autocast or where TF32 is allowed; on CUDA of 16 bits as they are, summed in float32."""
-    with torch.autocast(a.device.type, enabled=False), in_full():
-        if a.is_cuda and a.dtype == b.dtype and a.element_size() == 2:
-            return torch.mm(a, b, out_dtype=torch.float32)
-        return a.to(dtype) @ b.to(dtype)
+def _exponents_of(band: Tensor, x: Tensor, scale: float, first: int) -> Tensor:
+    """In torch: scale (<x_i, x_j> - 1) of the rows from number `first` on, a row's own -inf."""
+    exponent = product(band, x.T, _wide(x)).sub_(1).mul_(scale)
+    row = torch.arange(len(band), device=x.device)
+    exponent[row, row + first] = -math.inf
+    return exponent
 
 
 def _rows(x: Tensor, columns: int, size: float):
@@ -142,14 +100,25 @@ def _rows(x: Tensor, columns: int, size: float):
 
 @torch.library.custom_op("georeps::log_sum", mutates_args=())
 def log_sum(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """log sum_{i != j} exp(scale (<x_i, x_j> - 1)), a scalar, and the largest exponent of each row, which its derivative asks for."""
-    rows, highest = log_sums(x, x, scale, 0)
+    """log sum_{i != j} exp(scale (<x_i, x_j> - 1)), a scalar, and the largest exponent of each row, which its derivative asks for.
+
+    Of two rows or more; in float64 for rows of float64, else in float32.
+    """
+    if cannot_run(x) is None:
+        rows, highest = _log_sums_triton(x.contiguous(), scale)
+        return rows.logsumexp(dim=0), highest
+    parts, whole = [], x if x.is_cuda else x.to(_wide(x))  # made wide once, not for each band
+    for start, band in _rows(x, len(x), 8):
+        exponent = _exponents_of(band, whole, scale, start)
+        highest = exponent.amax(dim=1)
+        parts.append((exponent.sub_(highest[:, None]).exp_().sum(dim=1).log() + highest, highest))
+    rows, highest = (torch.cat(p) for p in zip(*parts, strict=True))
     return rows.logsumexp(dim=0), highest
 
 
 @log_sum.register_fake
 def _(x, scale):
-    return x.new_empty((), dtype=_wide(x, x)), x.new_empty(len(x), dtype=_wide(x, x))
+    return x.new_empty((), dtype=_wide(x)), x.new_empty(len(x), dtype=_wide(x))
 
 
 @torch.library.custom_op("georeps::log_sum_backward", mutates_args=())
@@ -168,8 +137,8 @@ def log_sum_backward(grad: Tensor, x: Tensor, total: Tensor, highest: Tensor, sc
             with torch.cuda.device_of(x):
                 _weights[grid](band, x, scale, len(band), len(x), start, largest.contiguous(), weight, **constants)
         else:
-            weight = next(_bands(band, x, scale, start)).sub_(largest[:, None]).exp_().to(x.dtype)
-        out[start : start + len(band)] = (_full(weight, summands, grad.dtype) * (2 * scale * grad * (largest - total).exp())[:, None]).to(out.dtype)
+            weight = _exponents_of(band, summands, scale, start).sub_(largest[:, None]).exp_().to(x.dtype)
+        out[start : start + len(band)] = (product(weight, summands, grad.dtype) * (2 * scale * grad * (largest - total).exp())[:, None]).to(out.dtype)
     return out
 
 

@@ -29,7 +29,6 @@ HOT = (  # kernel, its rows' type, constants beyond the tile's, what is said of 
     (search._collect, "bfloat16", {"D": 4096}, "survivors of a bar"),
     (search._collect, "float16", {"D": 500, "BIAS": True}, "survivors, squared Euclidean, odd width"),
     (search._collect, "float32", {"D": 512}, "survivors of a bar"),
-    (search._collect, "float16", {"D": 768, "WEICOM": True, "BLOCK_Q": 64}, "survivors, WeiCom"),
     (search._count, "float16", {"D": 4096, "P": 1}, "rank of one positive"),
     (search._count, "float16", {"D": 512, "P": 16, "BLOCK_Q": 64}, "ranks of sixteen"),
     (search._count, "float16", {"D": 768, "P": 1, "WEICOM": True, "BLOCK_Q": 64}, "rank of one, WeiCom"),

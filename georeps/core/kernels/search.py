@@ -188,32 +188,25 @@ def tile_constants(queries: Tensor, narrow: bool = False) -> dict[str, int | boo
 
 def _given(
     queries: Tensor, texts: Tensor | None, gallery: Tensor, bias: Tensor | None, stats: Tensor | None, weight: float, narrow: bool = False
-) -> tuple[tuple, dict]:
-    """The arguments that all kernels begin with, and their constants; what is not used is pointed at the queries."""
+) -> tuple[tuple, dict, int]:
+    """The arguments that all kernels begin with, their constants, and the tiles of queries; what is not used is pointed at the queries."""
     first = (queries, queries if texts is None else texts, gallery, *(queries if x is None else x for x in (bias, stats)))
     constants = tile_constants(queries, narrow or stats is not None) | {"BIAS": bias is not None, "WEICOM": stats is not None}
-    return (*first, weight, len(queries), len(gallery)), constants
-
-
-def _row_tiles(queries: Tensor, constants: dict) -> int:
-    return triton.cdiv(len(queries), constants["BLOCK_Q"])
+    return (*first, weight, len(queries), len(gallery)), constants, triton.cdiv(len(queries), constants["BLOCK_Q"])
 
 
 @torch.library.custom_op("georeps::best", mutates_args=())
-def best(
-    queries: Tensor, gallery: Tensor, tiles: int, bin: int, bias: Tensor | None = None, texts: Tensor | None = None, stats: Tensor | None = None,
-    weight: float = 0.0,
-) -> Tensor:  # fmt: skip
+def best(queries: Tensor, gallery: Tensor, tiles: int, bin: int, bias: Tensor | None = None) -> Tensor:
     """Largest score of each bin of `bin` rows, float32 "q n", over the first `tiles` tiles of the gallery in scattered order."""
-    given, constants = _given(queries, texts, gallery, bias, stats, weight)
+    given, constants, rows = _given(queries, None, gallery, bias, None, 0.0)
     out = queries.new_empty((len(queries), tiles * TILE // bin), dtype=torch.float32)
     with torch.cuda.device_of(queries):
-        _best[(_row_tiles(queries, constants) * tiles,)](*given, scatter_step(len(gallery)), out, BIN=bin, **constants)
+        _best[(rows * tiles,)](*given, scatter_step(len(gallery)), out, BIN=bin, **constants)
     return out
 
 
 @best.register_fake
-def _(queries, gallery, tiles, bin, bias=None, texts=None, stats=None, weight=0.0):
+def _(queries, gallery, tiles, bin, bias=None):
     return queries.new_empty((len(queries), tiles * TILE // bin), dtype=torch.float32)
 
 
@@ -223,13 +216,13 @@ def collect(
     stats: Tensor | None = None, weight: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Per query the number of columns of `tiles` gallery tiles that reach its bar, and of `room` of these scores and index, in no order; -inf fills."""
-    given, constants = _given(queries, texts, gallery, bias, stats, weight)
+    given, constants, rows = _given(queries, texts, gallery, bias, stats, weight)
     n = _counted(len(queries), room)
     count = torch.zeros(n, dtype=torch.int32, device=queries.device)
     score = torch.full((n, room), -math.inf, device=queries.device)
     index = torch.zeros((n, room), dtype=torch.int32, device=queries.device)
     with torch.cuda.device_of(queries):
-        _collect[(_row_tiles(queries, constants) * tiles,)](*given, scatter_step(len(gallery)), first, bar, count, score, index, room, **constants)
+        _collect[(rows * tiles,)](*given, scatter_step(len(gallery)), first, bar, count, score, index, room, **constants)
     return count, score, index
 
 
@@ -252,13 +245,13 @@ def count(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """For low, high, target "q p": how many other columns score above high, how many within [low, high], and `room` of the latter, in no order."""
     _counted(target.numel(), room)
-    given, constants = _given(queries, texts, gallery, None, stats, weight, narrow=target.shape[1] > 1)
+    given, constants, rows = _given(queries, texts, gallery, None, stats, weight, narrow=target.shape[1] > 1)
     above, near = (torch.zeros(target.shape, dtype=torch.int32, device=target.device) for _ in range(2))
     index = torch.zeros((*target.shape, room), dtype=torch.int32, device=target.device)
     bounds = (low.contiguous(), high.contiguous(), target.int().contiguous())
     with torch.cuda.device_of(queries):
         tiles = triton.cdiv(len(gallery), TILE)
-        _count[(_row_tiles(queries, constants) * tiles,)](*given, *bounds, above, near, index, room, P=target.shape[1], **constants)
+        _count[(rows * tiles,)](*given, *bounds, above, near, index, room, P=target.shape[1], **constants)
     return above, near, index
 
 
@@ -283,30 +276,26 @@ def _(queries, gallery, row, column):
     return queries.new_empty(len(row), dtype=torch.float64)
 
 
-def candidates(
-    queries: Tensor, gallery: Tensor, width: int, *, bias: Tensor | None = None, texts: Tensor | None = None, stats: Tensor | None = None,
-    weight: float = 0.0, first: int = 8192,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def candidates(queries: Tensor, gallery: Tensor, width: int, *, bias: Tensor | None = None, first: int = 8192) -> tuple[Tensor, Tensor, Tensor]:
     """The `width` best columns of each row by float32 scores, descending, ties in any order: scores, index (int64), and where that is not sure.
 
     The bar of a row is the width-th best score of the rows already seen; it begins with the width-th largest bin maximum of the first
     tiles. What reaches it is kept, merged each time that four times as many are seen. `first` is the least number of columns for the bar;
     as many as the gallery has make it two passes, the second with a fixed bar. Not sure: where more columns reached the bar than there was room for.
     """
-    shared = {"bias": bias, "texts": texts, "stats": stats, "weight": weight}
     total = triton.cdiv(len(gallery), TILE)
     bin = next((b for b in (128, 64, 32, 16) if len(gallery) >= 4 * width * b and first >= len(gallery)), 16)
     tiles = min(total, triton.cdiv(max(first, 4 * width * bin), TILE))
     if tiles * TILE // bin < width:
         raise ValueError(f"width: expected at most {total * TILE // 16}, a sixteenth of the gallery's {len(gallery)} rows, found {width}")
-    bar = best(queries, gallery, tiles, bin, **shared).topk(width, dim=1).values[:, -1].contiguous()
+    bar = best(queries, gallery, tiles, bin, bias).topk(width, dim=1).values[:, -1].contiguous()
     scores = torch.full((len(queries), width), -math.inf, device=queries.device)
     index = torch.zeros((len(queries), width), dtype=torch.int32, device=queries.device)
     unsure = torch.zeros(len(queries), dtype=torch.bool, device=queries.device)
     room, start = 4 * width + 64, 0
     while start < total:
         step = min(max(tiles, 3 * start), total - start)
-        found, score, at = collect(queries, gallery, bar, start, step, room, **shared)
+        found, score, at = collect(queries, gallery, bar, start, step, room, bias)
         unsure |= found > room
         scores, order = torch.cat([scores, score], dim=1).topk(width, dim=1)
         index = torch.cat([index, at], dim=1).gather(1, order)

@@ -159,14 +159,14 @@ def gallery(where: Places, *, size: int) -> UInt8[Tensor, "g 3 size size"]:
 def _panoramas(c: int, tiles: int, rows: np.ndarray, moment: Moment, heading: str | float, **options) -> np.ndarray:
     cameras = _cameras(c, tiles)
     turn = cameras["heading"][rows] if heading == "street" else np.full(len(rows), 0.0 if heading == "north" else float(heading))
-    return street.panoramas(_scene(c, tiles, moment), cameras["xy"][rows], heading=turn, seed=c, **options).numpy()
+    return street.panoramas(scene_of(c, tiles, moment), cameras["xy"][rows], heading=turn, seed=c, **options).numpy()
 
 
 @functools.lru_cache(maxsize=16)
 def _cameras(c: int, tiles: int) -> dict[str, np.ndarray]:
     """At most two cameras a tile, in a lane, where a street crosses the middle quarter of the tile."""
     rng = np.random.default_rng([c, 5])
-    x, y, dx, dy, half = _plan(c, tiles).points[["x", "y", "dx", "dy", "half"]].to_numpy().T
+    x, y, dx, dy, half = plan_of(c, tiles).points[["x", "y", "dx", "dy", "half"]].to_numpy().T
     side = rng.choice([-1, 1], len(x))
     xy = np.stack([x, y], axis=1) + (half / 2.6 * side)[:, None] * np.stack([dy, -dx], axis=1)
     heading = np.degrees(np.arctan2(dx, dy) + np.where(side > 0, 0, np.pi)) % 360
@@ -206,17 +206,19 @@ def _centres(tiles: int) -> Float[np.ndarray, "t 2"]:
 
 
 @functools.lru_cache(maxsize=8)
-def _plan(c: int, tiles: int) -> plans.Plan:
+def plan_of(c: int, tiles: int) -> plans.Plan:
+    """The plan of city `c` of tiles x tiles."""
     return plans.draw(c, 2 * MARGIN + TILE + STEP * (tiles - 1))
 
 
 @functools.lru_cache(maxsize=1)
-def _scene(c: int, tiles: int, moment: Moment) -> scenes.Scene:
-    return scenes.scene(_plan(c, tiles), moment)
+def scene_of(c: int, tiles: int, moment: Moment) -> scenes.Scene:
+    """A city at a moment."""
+    return scenes.scene(plan_of(c, tiles), moment)
 
 
 def _above(c: int, tiles: int) -> np.ndarray:
-    return _stored("city-above", {}, c, tiles, lambda: _scene(c, tiles, SATELLITE).above())
+    return _stored("city-above", {}, c, tiles, lambda: scene_of(c, tiles, SATELLITE).above())
 
 
 def _stored(name: str, settings: dict, c: int, tiles: int, build: Callable[[], np.ndarray]) -> np.ndarray:

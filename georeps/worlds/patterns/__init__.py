@@ -160,8 +160,10 @@ def seed_of(*key) -> int:
 
 def scene(tile: Tile) -> paint.Scene:
     """The shapes of a tile; a view turns, shifts and zooms the scene a little, and lets some of its small parts be absent."""
-    found = getattr(aerial, tile.folder, None) or getattr(distractors, tile.folder)
-    s = found(np.random.default_rng(tile.scene), tile.value)
+    draw = getattr(aerial, tile.folder, None) or getattr(distractors, tile.folder)
+    r = np.random.default_rng(tile.scene)
+    draw(s := paint.Scene(r), r, tile.value)
+    s.move(turn=r.uniform(0, 2 * np.pi), zoom=r.uniform(*s.zoom), shift=tuple(r.uniform(-0.06, 0.06, 2)))
     if tile.view is not None:
         r = np.random.default_rng(tile.view)
         s.shapes = [x for x in s.shapes if x.item >= 0 or np.ptp(x.points, axis=0).max() > 0.15 or r.random() > 0.3]

@@ -6,6 +6,7 @@ shape and the shadows at twice the size, looks colours up, and halves: one scene
 
 import functools
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,17 +48,19 @@ class Shape:
 class Scene:
     """Shapes in the order they are drawn; `items` names the objects that have a box."""
 
-    def __init__(self, rng: np.random.Generator, ground: str):
-        self.rng, self.ground = rng, ground
+    def __init__(self, rng: np.random.Generator, ground: str = "grass"):
+        self.rng, self.ground, self.zoom = rng, ground, (0.85, 1.15)
         self.shapes: list[Shape] = []
         self.items: list[str] = []
         self._item = -1
 
-    def item(self, name: str | None) -> None:
-        """What is drawn from here on is one object of this name; None: no object."""
-        if name is not None:
-            self.items.append(name)
-        self._item = len(self.items) - 1 if name is not None else -1
+    @contextmanager
+    def item(self, name: str):
+        """What is drawn within is one object of this name."""
+        self.items.append(name)
+        self._item = len(self.items) - 1
+        yield
+        self._item = -1
 
     def polygon(self, points: ArrayLike, material: str, z: float = 0.0) -> None:
         """A polygon of this material, z above the ground."""
