@@ -9,7 +9,6 @@ tests/golden/<chapter>.json     metric -> [value, tolerance], or null for what a
 import itertools
 import json
 import math
-import re
 import statistics
 import sys
 from collections import defaultdict
@@ -17,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from georeps.lab.records import TIMED
+
 ROOT = Path(__file__).parents[1]
 GOLDEN, RECORDS = ROOT / "tests" / "golden", ROOT / "book" / "results" / "smoke"
-TIMED = re.compile(r"\.(ms|seconds\w*|time|\w*points_per_s|limit_ms|peak_mib|tflops|gb_s|ratio)$|^search\.speed\.|^speed\.cpu\.|cost\.(\w+\.)*(time|share)$")
 EXACT, MOVED = 1e-4, 0.05  # relative: sums in another order; in a chapter where another processor found anything else
 
 
