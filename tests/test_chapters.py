@@ -388,3 +388,29 @@ def test_chapter_12_reads_the_event_lists(tmp_path):
         (tmp_path / name).write_text("about\n" * head + "".join(f"{i % 60 - 30}.5,{(37 * i) % 300 - 150}\n" for i in range(120)))
     found = run_chapter(tmp_path, "12_density", "-p", "events_root", tmp_path, "-p", "batch", 32, "-p", "event_epochs", 0.02)
     assert {f"density.events.{m}.{k}" for m in ("sphere", "mixture") for k in located.EVENTS} <= set(found)
+
+
+NO_MEAN = re.compile(  # over queries: of pairs, of a whole set, a bound over thresholds, a clock's
+    r"uniformity|alignment|utilization|similarity|positivity|segmentation|boxes|selection|spearman|miscalibration|integral|^search\.|cost\.|density\.speed"
+    r"|\.(coverage|precision|recall)$"
+)
+
+
+def test_every_metric_that_a_claim_names_has_its_outcomes_a_query(smoke_book):
+    from georeps.lab import claims, records
+
+    recorded = {m: r for r in records.records("smoke") for m in r.metrics}
+    ledger = yaml.safe_load((BOOK / "claims.yml").read_text())
+    named = set().union(*(claims.metrics_of(c["check"]) | {c["floor"]} - {None} for c in ledger))
+    assert len(ledger) >= 200 and len(named & set(recorded)) > 450
+    lost = [m for m in sorted(named & set(recorded)) if m not in recorded[m].outcomes and not NO_MEAN.search(m)]
+    assert not lost
+
+
+def test_every_floor_that_a_claim_names_is_recorded_where_its_metric_is(smoke_book):
+    from georeps.lab import records
+
+    runs = records.records("smoke")
+    recorded, floors = {m for r in runs for m in r.metrics}, {m for r in runs for m in r.floors}
+    named = {c["floor"] for c in yaml.safe_load((BOOK / "claims.yml").read_text())} - {None}
+    assert not sorted(named & recorded - floors)

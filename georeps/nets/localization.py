@@ -113,12 +113,12 @@ def _patch_box(region: np.ndarray, size: int) -> Float[Tensor, "4"]:
     return torch.tensor([x.min() * size / w, y.min() * size / h, (x.max() + 1) * size / w - 1, (y.max() + 1) * size / h - 1], dtype=torch.float32)
 
 
-def corloc(found: Sequence[Float[Tensor, "4"]], boxes: Sequence[Float[Tensor, "_ 4"]]) -> float:
-    """Percent of images whose one box overlaps a true one by at least half; an image without objects is an error."""
+def corloc(found: Sequence[Float[Tensor, "4"]], boxes: Sequence[Float[Tensor, "_ 4"]]) -> Float[Tensor, " n"]:
+    """100 for each image whose one box overlaps a true one by at least half, their mean is CorLoc (%); an image without objects is an error."""
     empty = [i for i, own in enumerate(boxes) if not len(own)]
     if empty or len(found) != len(boxes):
         raise ValueError(f"boxes: expected at least one for each of {len(found)} images, found none for {empty[:5] or len(found) - len(boxes)}")
-    return 100 * float(np.mean([float(iou(box[None], own).max()) >= 0.5 for box, own in zip(found, boxes, strict=True)]))
+    return torch.tensor([100.0 * (float(iou(box[None], own).max()) >= 0.5) for box, own in zip(found, boxes, strict=True)])
 
 
 def segmentation(found: Int64[Tensor, "n h w"], truth: Int64[Tensor, "n h w"], classes: int) -> dict[str, float]:
