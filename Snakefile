@@ -49,6 +49,12 @@ def recorded(chapter, seed, profile=PROFILE):
     return f"book/runs/reference/{profile}/{chapter}-s{seed}.done"
 
 
+for chapter in CHAPTERS:  # what was made once and is gone is missing
+    for seed in seeds(chapter, PROFILE):
+        if not all(Path(f"book/results/{PROFILE}/{chapter}-s{seed}.{kind}").is_file() for kind in ("json", "npz")):
+            Path(recorded(chapter, seed)).unlink(missing_ok=True)
+
+
 def prepared(w):
     """What all runs of a chapter share, stored by content, and what else its code reads."""
     shared = {DRIVEN: ["drives"], **{c: ["clip"] for c in SPOKEN}, **{c: ["trunk"] for c in PLACED}} | {DRIVEN: ["drives", "clip"]}
@@ -82,7 +88,7 @@ rule book:
 
 rule records:
     input:
-        [recorded(c, s) for c in CHAPTERS if c != LAST and int(c[:2]) == int(config.get("only") or c[:2]) for s in seeds(c, PROFILE)],
+        [recorded(c, s) for c in CHAPTERS if c != LAST and int(c[:2]) == int(str(config.get("only") or c).split("_")[0]) for s in seeds(c, PROFILE)],
 
 
 rule clip:
@@ -138,6 +144,8 @@ rule chapter:
     input:
         lambda w: [notebook(c, w.profile) for c in AFTER.get(w.chapter, [])],
         prepared,
+        # the reference that its tables show, of the ledger all of it
+        lambda w: [] if w.profile == "smoke" else glob(f"book/results/{w.profile}/{'*' if w.chapter == LAST else w.chapter + '-s*'}.json"),
     output:
         notebook="book/runs/{profile}/{chapter}-s0.ipynb",
     threads: job_threads

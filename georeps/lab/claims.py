@@ -74,7 +74,7 @@ def compare(a: np.ndarray, b: np.ndarray | float, *, rope: float = 0.0, level: f
         raise ValueError(f"a, b: expected outcomes of as many seeds and queries, or a number as b, found shapes {a.shape} and {b.shape}")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError(f"a, b: expected finite outcomes, found {int((~np.isfinite(a)).sum())} and {int((~np.isfinite(b)).sum())} that are not")
-    return _margin((a - b).mean(axis=1), [a - b], rope, level)
+    return _margin((a - b).mean(axis=1), [list(a - b)], rope, level)
 
 
 def evaluate(path: Path | str, found: list[records.Record]) -> pd.DataFrame:
@@ -122,7 +122,7 @@ def sides(check: str, found: list[records.Record]) -> dict[str, list[float]]:
 
 
 class _Sample:
-    """What runs measured: metric -> seed -> value, and the outcomes behind it where every seed has as many."""
+    """What runs measured: metric -> seed -> value, and the outcomes behind it."""
 
     def __init__(self, found: list[records.Record]):
         self.values, self.floors, self.data = records.values(found), {}, {}
@@ -131,37 +131,43 @@ class _Sample:
             self.floors |= record.floors
             self.data |= dict.fromkeys(record.metrics, f"{record.data}, profile {record.profile}")
 
-    def outcomes(self, metric: str, seeds: Sequence[int]) -> np.ndarray | None:
+    def outcomes(self, metric: str, seeds: Sequence[int]) -> list[np.ndarray] | None:
         rows = [self._records[metric, s].outcomes.get(metric) for s in seeds]
-        return np.array(rows, float) if all(row is not None and len(row) == len(rows[0]) for row in rows) else None
+        return [row.astype(float) for row in rows] if all(row is not None for row in rows) else None
 
-    def margin(self, node: ast.expr, rope: float, level: float = 0.95) -> Margin:
+    def shared(self, names: Iterable[str]) -> list[int]:
+        """The seeds that all of these metrics have."""
+        found = [set(self.values[m]) for m in names]
+        return sorted(set.intersection(*found)) if found else []
+
+    def margin(self, node: ast.expr, rope: float, level: float = 0.95, *, seeds: Sequence[int] | None = None) -> Margin:
         """Of an expression over metric ids, on the seeds that all of them have. Outcomes of as many queries are taken as paired."""
         names = sorted(_metrics_of(node))
-        seeds = sorted(set.intersection(*(set(self.values[m]) for m in names))) if names else []
+        seeds = self.shared(names) if seeds is None else seeds
         if not seeds:
             return Margin(math.nan, math.nan, math.nan, math.nan, 0, 0, rope=rope)
         totals = np.array([_number(node, {m: self.values[m][s] for m in names}) for s in seeds])
-        parts: dict[int, np.ndarray] = {}
+        parts: dict[tuple[int, ...], list[np.ndarray]] = {}  # by the number of queries of each seed
         for metric, weight in (_linear(node) or {}).items():
-            rows = self.outcomes(metric, seeds) if metric else None
-            if rows is not None:
-                parts[rows.shape[1]] = parts.get(rows.shape[1], 0.0) + weight * rows
+            if metric and (rows := self.outcomes(metric, seeds)) is not None:
+                size = tuple(map(len, rows))
+                parts[size] = [a + weight * b for a, b in zip(parts.get(size, np.zeros(len(rows))), rows, strict=True)]
         return _margin(totals, parts.values(), rope, level)
 
 
-def _margin(totals: np.ndarray, parts: Iterable[np.ndarray], rope: float, level: float) -> Margin:
-    """`totals` "s" are the margins of the seeds, `parts` "s q" the outcomes whose means they add up to.
+def _margin(totals: np.ndarray, parts: Iterable[Sequence[np.ndarray]], rope: float, level: float) -> Margin:
+    """`totals` "s" are the margins of the seeds, `parts` the outcomes whose means they add up to, of each seed a row "q".
 
     The t of the interval lies between those of the seeds' and the queries' degrees of freedom, t^2 = w^2 t_seeds^2 + (1 - w^2) t_queries^2 with w the
     seeds' share of the variance: Satterthwaite's approximation alone leaves up to 3.9% on a side at 3 seeds, this 2.2 to 3.0%.
     """
-    parts = [d for d in parts if d.shape[1] > 1]
+    parts = [d for d in parts if min(map(len, d)) > 1]
+    queries = [min(map(len, d)) for d in parts]
     s, mean = len(totals), float(totals.mean())
     if s < 2:
-        return Margin(mean, math.nan, math.nan, math.nan, s, max((d.shape[1] for d in parts), default=0), rope=rope)
+        return Margin(mean, math.nan, math.nan, math.nan, s, min(queries, default=0), rope=rope)
     of_seeds, of_queries = float(totals.var(ddof=1)), sum(map(_of_queries, parts), 0.0)
-    error, q = math.sqrt(of_seeds / s + of_queries), min((d.shape[1] for d in parts), default=0)
+    error, q = math.sqrt(of_seeds / s + of_queries), min(queries, default=0)
     if error == 0:
         return Margin(mean, mean, mean, float(mean == 0), s, q, 0.0, 0.0, rope)
     above = (1 + level) / 2
@@ -172,8 +178,15 @@ def _margin(totals: np.ndarray, parts: Iterable[np.ndarray], rope: float, level:
     return Margin(mean, mean - t * error, mean + t * error, p, s, q, of_seeds, of_queries, rope)
 
 
-def _of_queries(d: np.ndarray) -> float:
-    """The variance of the mean that comes of the queries alone: (B - E) / (S Q), not below nought."""
+def _of_queries(d: Sequence[np.ndarray]) -> float:
+    """The variance of the mean that comes of the queries alone: (B - E) / (S Q), not below nought.
+
+    Seeds with other numbers of queries cannot be crossed: then all of the variance within a seed counts as shared by the seeds, which is too much rather
+    than too little.
+    """
+    if len({len(row) for row in d}) > 1:
+        return float(np.mean([row.var(ddof=1) / len(row) for row in d]))
+    d = np.asarray(d)
     s, q = d.shape
     over_seeds, over_queries = d.mean(axis=0), d.mean(axis=1, keepdims=True)
     b = s * over_seeds.var(ddof=1)
@@ -209,14 +222,17 @@ def _evaluate(claim: dict, sample: _Sample) -> dict:
     lost = sorted(needed - set(sample.values))
     if lost or claim["floor"] and claim["floor"] not in sample.floors:
         return row | {"why": f"{len(lost)} metrics were not recorded, as {lost[0]}" if lost else f"no floor of {claim['floor']} was recorded"}
-    links = [sample.margin(node, float(claim["rope"])) for node in _links(check)]
-    worst = min(links, key=lambda m: m.mean)
+    seeds = sample.shared(needed)
+    links = [sample.margin(node, float(claim["rope"]), seeds=seeds) for node in _links(check)]
+    said = _verdict(links)
+    worst = min((m for m in links if m.verdict == said), key=lambda m: m.mean, default=min(links, key=lambda m: m.mean))
     row |= {"margin": worst.mean, "low": worst.low, "high": worst.high, "n": worst.seeds, "queries": worst.queries, "link": worst, "why": ""}
-    row |= {"p": min(1.0, len(links) * min(m.p for m in links if m.mean <= 0)) if worst.mean <= 0 else max(m.p for m in links)}
+    reversed_ = [m.p for m in links if m.mean <= 0]
+    row |= {"p": min(1.0, len(links) * min(reversed_)) if reversed_ else max(m.p for m in links)}
     weak = _no_signal(claim["floor"], sample) if claim["floor"] else ""
     if worst.seeds < MIN_SEEDS:
         return row | {"verdict": "undecided", "why": f"{worst.seeds} seed{'s' * (worst.seeds != 1)}, of {MIN_SEEDS} at least"}
-    return row | ({"verdict": "no signal", "why": weak} if weak else {"verdict": _verdict(links)})
+    return row | ({"verdict": "no signal", "why": weak} if weak else {"verdict": said})
 
 
 def _verdict(links: list[Margin]) -> str:

@@ -84,6 +84,7 @@ class Run:
     def __init__(self, chapter: str, *, profile: str, seed: int, device: str, parameters: dict[str, Any], data: str = ""):
         self.started, self.device = time.monotonic(), device
         self.record = Record(chapter, profile, seed, device_name(device), parameters, data=data, versions=_versions())
+        self.record.code, self.record.modules = code_of(chapter, parameters), modules_of(chapter)  # as they are now, not when the run has ended
 
     @classmethod
     def of(cls, chapter: str, names: dict[str, Any], *, device: str | None = None) -> "Run":
@@ -142,8 +143,6 @@ class Run:
         if lost:
             raise ValueError(f"floor: expected recorded metrics, found {', '.join(lost)}")
         self.record.wall_s = round(time.monotonic() - self.started, 1)
-        self.record.code = code_of(self.record.chapter, self.record.parameters)
-        self.record.modules = modules_of(self.record.chapter)
         live = os.environ.get("GEOREPS_LIVE")
         folder = Path(live) if live else results_folder() / self.record.profile
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,6 +156,7 @@ class Run:
     def _write_outcomes(self, path: Path) -> None:
         ledger = book_folder() / "claims.yml"
         named = set(re.findall(METRIC, ledger.read_text())) if ledger.is_file() else set(self.record.outcomes)
+        named |= {row for metric, floor in self.record.floors.items() if metric in named for row in floor["rows"]}
         with path.open("wb") as file:
             np.savez_compressed(file, **{m: v for m, v in self.record.outcomes.items() if m in named})
 
@@ -251,15 +251,15 @@ def records(profile: str, *, chapter: str | None = None, own: Run | None = None,
         found += [r for r in map(read_record, sorted(Path(beside).glob("*.json"))) if r.chapter not in known]
     found = [r for r in found if r.seed < r.parameters.get("seeds", 1) and chapter in (None, r.chapter)]
     if own is not None:
-        found = [r for r in found if r.chapter != own.record.chapter] + _seeds_of(own, found, bool(beside))
+        has_reference = bool(beside) and own.record.chapter in known
+        found = [r for r in found if r.chapter != own.record.chapter] + _seeds_of(own, found, has_reference)
     return sorted(found, key=lambda r: (r.chapter, r.seed))
 
 
-def _seeds_of(own: Run, found: list[Record], beside: bool) -> list[Record]:
+def _seeds_of(own: Run, found: list[Record], has_reference: bool) -> list[Record]:
     same = [r for r in found if r.chapter == own.record.chapter]
-    if beside:
-        code = code_of(own.record.chapter, own.record.parameters)
-        return [r for r in same if r.code == code] or [own.record]
+    if has_reference:
+        return [r for r in same if r.code == own.record.code] or [own.record]
     same = [r for r in same if r.seed != own.record.seed]
     other = [r.seed for r in same if r.parameters != own.record.parameters]
     if other:

@@ -228,3 +228,22 @@ def test_the_sides_of_a_check_are_what_its_seeds_measured(results):
     assert claims.sides("2 * a.b - 1 > c", found) == {"2 * a.b - 1": [1.0, 3.0], "c": [5.0, 6.0]}
     assert claims.sides("0 > a.b", found) == {"0": [0.0, 0.0, 0.0], "a.b": [1.0, 2.0, 3.0]}
     assert claims.sides("a.b > missing", found) == {"a.b": [], "missing": []}
+
+
+def test_queries_count_where_seeds_have_other_numbers_of_them(results, tmp_path):
+    """Test sets that share their queries but for a few: seeds that agree are no certainty."""
+    generator = np.random.default_rng(1)
+    shared = generator.normal(0.05, 1, size=120)
+    outcomes = {s: shared[: 120 - s] + 0.01 * generator.normal(size=120 - s) for s in range(5)}
+    write({s: {} for s in range(5)}, outcomes={"x.a": outcomes})
+    row = judged(ledger(tmp_path, "x.a > 0")).iloc[0]
+    assert row.queries == 116 and (row.high - row.low) / 2 == pytest.approx(1.98 * shared.std(ddof=1) / np.sqrt(118), rel=0.05)
+
+
+def test_a_chain_shows_the_link_that_is_undecided_and_is_judged_on_the_seeds_of_all(results, tmp_path):
+    a = np.array([-3.0, 9, 1, 8, -1, 4])
+    write({s: {"x.a": 1 + a[s], "x.b": 1.0, "x.c": 0.5 + 1e-3 * a[s]} for s in range(6)})
+    write({0: {"y.d": 0.0}}, chapter="04_y")
+    row, mixed = (judged(ledger(tmp_path, check)).iloc[0] for check in ("x.a > x.b > x.c", "x.a > x.b > y.d"))
+    assert row.verdict == "undecided" and row.margin == pytest.approx(a.mean()) and row.needed > 6
+    assert mixed.verdict == "undecided" and mixed.n == 1

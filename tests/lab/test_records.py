@@ -247,7 +247,10 @@ def test_a_run_of_the_book_stays_beside_a_reference_of_its_code_and_alone_withou
     assert [r.metrics["a"] for r in own.runs()] == [0, 1]
     assert own.save().parent == tmp_path / "runs" and [r.metrics["a"] for r in records.records("laptop")] == [0, 1]
     small_book("x = 3")
-    assert [r.metrics["a"] for r in own.runs()] == [7]
+    other = records.Run("03_x", profile="laptop", seed=0, device="cpu", parameters=parameters)
+    other["a"] = 8.0
+    assert [r.metrics["a"] for r in own.runs()] == [0, 1] and [r.metrics["a"] for r in other.runs()] == [8]
     (tmp_path / "results" / "laptop" / "03_x-s0.json").unlink()
     (tmp_path / "results" / "laptop" / "03_x-s1.json").unlink()
     assert [r.metrics["a"] for r in records.records("laptop")] == [7] and records.records("laptop", live=False) == []
+    assert [r.metrics["a"] for r in other.runs()] == [8], "a run always shows itself"
