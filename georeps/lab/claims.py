@@ -107,6 +107,15 @@ def table(ledger: pd.DataFrame) -> pd.DataFrame:
     return ledger[["id", "sentence", "margin", "low", "high", "n", "verdict"]].round(2).set_index("id")
 
 
+def floors(found: list[records.Record]) -> pd.DataFrame:
+    """A line a row that claims rely on: its mean and 95% interval over seeds, beside chance and the same of what learns nothing, and what it does not beat."""
+    sample = _Sample(found)
+    lacks = lambda m: _no_signal(m, sample) if len(sample.values[m]) >= MIN_SEEDS else "too few seeds to say"
+    beside = {m: ", ".join(f"{row} {records.cell(sample.values, row)}" for row in f["rows"]) for m, f in sample.floors.items()}
+    lines = [(m, records.cell(sample.values, m), f["chance"], beside[m], lacks(m)) for m, f in sorted(sample.floors.items())]
+    return pd.DataFrame(lines, columns=["row", "here", "chance", "learns nothing", "why it has no signal"]).set_index("row")
+
+
 def metrics_of(check: str) -> set[str]:
     """The metric ids that a check names."""
     return _metrics_of(_parse(check))

@@ -152,6 +152,8 @@ def test_a_claim_without_signal_has_no_verdict(results, tmp_path):
         write(seeds, floors={"x.a": floor})
         said[name] = judged(ledger(tmp_path, "x.a > x.b", floor="x.a")).iloc[0]
     assert [said[n].verdict for n in said] == ["holds", "no signal", "no signal"]
+    line = claims.floors(records.records("smoke")).loc["x.a"]
+    assert line.chance == 1 and line["learns nothing"].startswith("x.histogram 4.") and line.iloc[-1].startswith("x.a does not beat x.histogram")
     assert said["row"].why == "x.a does not beat x.histogram by two standard errors" and "chance (4.9)" in said["high"].why
     assert judged(ledger(tmp_path, "x.a > x.b", floor="x.b")).iloc[0].why == "no floor of x.b was recorded"
 
