@@ -60,11 +60,11 @@ $(ENV): pyproject.toml requirements.lock
 	@# uv installs in seconds what takes pip minutes; without it, pip
 	if command -v uv >/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check uv; \
 	then install="uv pip install -q --python $(BIN)/python"; else install="$(BIN)/python -m pip install -q --disable-pip-version-check"; fi; \
-	PATH="$(BIN):$$PATH"; $$install --require-hashes -r requirements.lock && $$install --no-deps -e .
+	PATH="$(BIN):$$PATH"; $$install --no-deps --require-hashes -r requirements.lock && $$install --no-deps -e .
 	@touch $(ENV)
 
 lock: $(ENV)  ## requirements.lock anew: the newest versions that fit pyproject.toml, with their hashes
-	PATH="$(BIN):$$PATH" uv pip compile pyproject.toml --extra book --extra test --universal --python-version 3.11.5 --generate-hashes \
+	PATH="$(BIN):$$PATH" uv pip compile pyproject.toml --extra book --extra test --group data --universal --python-version 3.11.5 --generate-hashes \
 	  --no-annotate --no-header --no-emit-index-url --upgrade -q -o requirements.lock
 
 clean:  ## all that was built, but for the environment

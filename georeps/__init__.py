@@ -14,6 +14,7 @@ core/       tensors in, tensors out; no file, no image, no paper
     kernels/        Triton kernels of search, pairs of rows; report: what the compiler makes of them
     cache           what is built once and stored by content
 nets/       what networks are made of and how they are trained
+    towers          pretrained networks of images, texts and places, frozen, and their features stored
     encoders        VGG16, descriptors: image -> grid -> unit row
     backbones       timm's networks with a pooling and a classifier
     pooling         grid -> vector, sixteen ways; SimPool

@@ -41,10 +41,13 @@ def stored(name: str, parameters: dict, write: Callable[[Path], None]) -> Path:
     `parameters` must hold all that the content depends on, a hash of the code included (`code`). A kill while writing leaves
     nothing behind that a later call would take for whole.
     """
-    place = folder() / f"{name}-{hash_of(name, parameters)}"
+    return _once(folder() / f"{name}-{hash_of(name, parameters)}", write)
+
+
+def _once(place: Path, write: Callable[[Path], None]) -> Path:
     if not place.is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=place.parent))
+        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
         try:
             write(partial)
             partial.chmod(0o755)
@@ -64,6 +67,41 @@ def cached(name: str, parameters: dict, build: Callable[[], dict[str, np.ndarray
             np.save(place / f"{part}.npy", array)
 
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(stored(name, parameters, write).glob("*.npy"))}
+
+
+def rows(
+    name: str, parameters: dict, items: np.ndarray, compute: Callable[[np.ndarray], dict[str, np.ndarray]], *, batch: int
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """What `compute` gives for each of the items "n ...", row by row, from disk for every item that was computed before under (name, parameters).
+
+    An item is known by its content, so that all who ask for some of the same items share them; `compute` gets at most `batch` unknown ones, and what it
+    gave is kept at once: a kill costs a batch.
+    """
+    place = folder() / f"{name}-{hash_of(name, parameters)}"
+    place.mkdir(parents=True, exist_ok=True)
+    keys = [hashlib.sha256(np.ascontiguousarray(item)).digest()[:16] for item in items]
+    where = {key: (chunk, i) for chunk in sorted(place.glob("[!.]*")) for i, key in enumerate(np.load(chunk / "keys.npy").view("V16").ravel().tolist())}
+    unknown = list({key: i for i, key in enumerate(keys) if key not in where}.values())
+    for i in range(0, len(unknown), batch):
+        part = unknown[i : i + batch]
+        own = [keys[j] for j in part]
+
+        def write(chunk: Path, part: list[int] = part, own: list[bytes] = own) -> None:
+            for array, values in {**compute(items[part]), "keys": np.frombuffer(b"".join(own), np.uint8).reshape(-1, 16)}.items():
+                np.save(chunk / f"{array}.npy", values)
+
+        chunk = _once(place / hashlib.sha256(b"".join(own)).hexdigest()[:16], write)
+        where |= {key: (chunk, j) for j, key in enumerate(own)}
+    found: dict[str, np.ndarray] = {}
+    asked = [where[key] for key in keys]
+    for chunk in {chunk for chunk, _ in asked}:
+        here = [i for i, (c, _) in enumerate(asked) if c == chunk]
+        for path in chunk.glob("*.npy"):
+            if path.stem != "keys":
+                values = np.load(path, mmap_mode="r")
+                out = found.setdefault(path.stem, np.empty((len(items), *values.shape[1:]), values.dtype))
+                out[here] = values[[asked[i][1] for i in here]]
+    return found
 
 
 def hash_of(*values) -> str:

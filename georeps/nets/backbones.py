@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from georeps.nets import encoders, pooling
+from georeps.nets import encoders, pooling, towers
 
 
 class Blocks(NamedTuple):
@@ -151,12 +151,7 @@ def published(name: Literal["resnet18", "resnet50", "convnext", "vit"], *, cls: 
     full = {"convnext": "convnext_small"}.get(name, name)
     trunk = vit(cls=cls) if name == "vit" else Trunk(timm.create_model(full, num_classes=0, global_pool=""))
     if weights is not None:
-        path = Path(weights)
-        if not path.is_file():
-            raise FileNotFoundError(f"weights: expected a state dict of timm's {full}, found no file {path}")
-        missing, _ = trunk.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=False)  # but for the classifier
-        if missing:
-            raise ValueError(f"weights: {path} lacks {len(missing)} parameters of timm's {full}, first {missing[0]}")
+        towers.load(trunk.model, weights, of=f"timm's {full}", theirs=("fc.", "head.", "cls_token"))
     return trunk
 
 

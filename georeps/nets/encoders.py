@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from georeps.nets import pooling
+from georeps.nets import pooling, towers
 
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 VGG16_FILE = "vgg16-397923af.pth"  # torchvision's IMAGENET1K_V1 state dict
@@ -69,18 +69,13 @@ class VGG16(nn.Module):
         if width != 1.0:
             raise ValueError(f"weights: published VGG16 weights need width 1.0, found width {width}")
         path = Path(torch.hub.get_dir()) / "checkpoints" / VGG16_FILE if weights == "imagenet" else Path(weights)
-        if not path.is_file():
+        if weights == "imagenet" and not path.is_file():
             raise FileNotFoundError(
                 f"weights: expected a torchvision VGG16 state dict, found no file {path}. On a machine with internet run\n"
                 "  python -c 'import torchvision; torchvision.models.vgg16(weights=\"IMAGENET1K_V1\")'\n"
                 f"and copy {VGG16_FILE} from torch hub's cache there, or pass its path as weights."
             )
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        found = {k: v for k, v in state.items() if k.startswith("features.")}
-        missing = sorted({name for name, _ in self.named_parameters()} - set(found))
-        if missing:
-            raise ValueError(f"weights: {path} lacks {len(missing)} of the VGG16 layers, first {missing[0]}")
-        self.load_state_dict(found, strict=False)  # all but mean and std, which the file does not hold
+        towers.load(self, path, of="torchvision's VGG16", ours=("mean", "std"), theirs=("features.", "classifier."))
 
 
 class Descriptor(nn.Module):

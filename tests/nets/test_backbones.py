@@ -75,7 +75,7 @@ def test_parameters_are_those_the_paper_prints(name):
 
 def test_published_weights_are_checked(tmp_path):
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match="w.pt lacks .* parameters of timm's resnet18"):
+    with pytest.raises(ValueError, match="w.pt lacks .* tensors of timm's resnet18"):
         backbones.published("resnet18", weights=tmp_path / "w.pt")
     with pytest.raises(FileNotFoundError, match="expected a state dict of timm's resnet18, found no file"):
         backbones.published("resnet18", weights=tmp_path / "none.pt")

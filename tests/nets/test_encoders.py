@@ -52,7 +52,7 @@ def test_missing_weights_say_how_to_get_them(tmp_path, monkeypatch):
 
 def test_weights_of_another_network_are_named(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="lacks 26 of the VGG16 layers"):
+    with pytest.raises(ValueError, match="lacks 26 of the tensors of torchvision's VGG16"):
         encoders.VGG16(weights=tmp_path / "other.pth")
 
 
