@@ -26,7 +26,14 @@ LAST = "14_claims"  # reads everybody's records
 SPOKEN = ("08_composed", "09_domains", "10_prompts")  # ask the small CLIP
 DRIVEN = "10_prompts"  # through the city, whose pictures all its seeds share
 PLACED = ("11_geolocation", "12_density")  # ask the frozen trunk of places
-AFTER = {"12_density": ["11_geolocation"], "03_crossview": ["01_worlds"], "05_distribution": ["04_pretraining"], LAST: [c for c in CHAPTERS if c != LAST]}  # whose records a page shows, and whose rendered worlds it finds stored
+PROBED = "01_worlds"  # asks every world
+WORLDS = {  # its own settings of each world
+    "city": lambda p: {**{k: tuple(v) if isinstance(v, list) else v for k, v in p["in_city"].items()}, "drive": p["driven"]},
+    "earth": lambda p: {**p["on_earth"], "extent_km": p["extents_km"][-1]},
+    "extents": lambda p: {**p["on_earth"], "extents_km": p["extents_km"]},
+    "patterns": lambda p: p["of_patterns"],
+}
+AFTER = {"12_density": ["11_geolocation"], "05_distribution": ["04_pretraining"], LAST: [c for c in CHAPTERS if c != LAST]}  # whose records a page shows, and whose rendered worlds it finds stored
 TIMED = ("02_search", "13_speed")  # measure the whole machine: alone on it
 PYTHON = sys.executable
 JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
@@ -57,8 +64,8 @@ for chapter in CHAPTERS:  # what was made once and is gone is missing
 
 def prepared(w):
     """What all runs of a chapter share, stored by content, and what else its code reads."""
-    shared = {DRIVEN: ["drives"], **{c: ["clip"] for c in SPOKEN}, **{c: ["trunk"] for c in PLACED}} | {DRIVEN: ["drives", "clip"]}
-    small = {"drives": ("smoke", "paper"), "clip": ("paper",), "trunk": ("smoke", "paper")}
+    shared = {PROBED: [f"features-{world}" for world in WORLDS], DRIVEN: ["drives"], **{c: ["clip"] for c in SPOKEN}, **{c: ["trunk"] for c in PLACED}} | {DRIVEN: ["drives", "clip"]}
+    small = {**{f"features-{world}": ("smoke",) for world in WORLDS}, "drives": ("smoke", "paper"), "clip": ("paper",), "trunk": ("smoke", "paper")}
     done = [f"book/runs/{w.profile}/{name}.done" for name in shared.get(w.chapter, []) if w.profile not in small[name]]
     ledger = ["book/claims.yml", *glob("book/reference/*.csv")] if w.chapter not in ("01_worlds", "02_search") else []
     return [*done, f"book/chapters/{w.chapter}.ipynb", f"book/params/{w.chapter}.yml", "book/execute.py", "book/sanitize.cfg", *PACKAGE, *ledger]
@@ -89,6 +96,20 @@ rule book:
 rule records:
     input:
         [recorded(c, s) for c in CHAPTERS if c != LAST and int(c[:2]) == int(str(config.get("only") or c).split("_")[0]) for s in seeds(c, PROFILE)],
+
+
+rule features:
+    # renders a world and stores what the towers see in it, once for all chapters and seeds; goes on after a kill
+    input:
+        PACKAGE,
+    output:
+        touch("book/runs/{profile}/features-{world}.done"),
+    params:
+        settings=lambda w: {**WORLDS[w.world](PARAMETERS[PROBED][w.profile]), "size": PARAMETERS[PROBED][w.profile]["size"]},
+    threads: 1
+    shell:
+        "OMP_NUM_THREADS={threads} TQDM_DISABLE=1 {PYTHON:q} -c \"from georeps.tasks import floors, probes;"
+        " [probes.outcomes(asked, floor) for asked in probes.{wildcards.world}(**{params.settings}).values() for floor in floors.FLOORS]\""
 
 
 rule clip:

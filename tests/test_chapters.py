@@ -62,6 +62,21 @@ def test_a_chapter_that_raises_is_named_kept_apart_and_leaves_no_page(small_book
     assert not (small_book / "runs/laptop/01_small-s0.ipynb").exists()
 
 
+def test_no_recipe_for_a_laptop_asks_for_16_bits(monkeypatch):
+    from georeps.lab import clip, records, trained
+    from georeps.nets import train
+
+    chapters = [p.stem for p in (BOOK / "params").glob("*.yml")]
+    asked = {(c, profile): records.parameters_of(c, profile).get("amp", "off") for c in chapters for profile in ("smoke", "laptop")}
+    assert set(asked.values()) == {"off"}, asked
+    recipes = []
+    monkeypatch.setattr(train, "half_units", lambda amp: False)
+    monkeypatch.setattr(trained, "once", lambda *_, recipe, **__: recipes.append(recipe) or sys.exit())
+    with pytest.raises(SystemExit):
+        clip.small(tiles=2, epochs=1)
+    assert recipes[0].amp == "off"
+
+
 def test_a_chapter_that_succeeds_shows_its_position_and_its_parameters(small_book):
     run = python(small_book / "execute.py", "01", "--profile", "smoke", "-p", "divisor=2")
     assert run.returncode == 0, run.stderr

