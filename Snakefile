@@ -25,7 +25,7 @@ CHAPTERS = sorted(Path(p).stem for p in glob(str(BOOK / "chapters" / "*.ipynb"))
 LAST = "14_claims"  # reads everybody's records
 SPOKEN = ("08_composed", "09_domains", "10_prompts")  # ask the small CLIP
 DRIVEN = "10_prompts"  # through the city, whose pictures all its seeds share
-PLACED = ("11_geolocation", "12_density")  # ask the frozen trunk of places
+PLACED = ("11_geolocation", "12_density")  # places on Earth
 PROBED = "01_worlds"  # asks every world
 WORLDS = {  # its own settings of each world
     "city": lambda p: {**{k: tuple(v) if isinstance(v, list) else v for k, v in p["in_city"].items()}, "drive": p["driven"]},
@@ -64,8 +64,8 @@ for chapter in CHAPTERS:  # what was made once and is gone is missing
 
 def prepared(w):
     """What all runs of a chapter share, stored by content, and what else its code reads."""
-    shared = {PROBED: [f"features-{world}" for world in WORLDS], DRIVEN: ["drives"], **{c: ["clip"] for c in SPOKEN}, **{c: ["trunk"] for c in PLACED}} | {DRIVEN: ["drives", "clip"]}
-    small = {**{f"features-{world}": ("smoke",) for world in WORLDS}, "drives": ("smoke", "paper"), "clip": ("paper",), "trunk": ("smoke", "paper")}
+    shared = {PROBED: [f"features-{world}" for world in WORLDS], DRIVEN: ["drives"], **{c: ["clip"] for c in SPOKEN}, **{c: ["features-located"] for c in PLACED}} | {DRIVEN: ["drives", "clip"]}
+    small = {**{f"features-{world}": ("smoke",) for world in WORLDS}, "features-located": ("smoke", "paper"), "drives": ("smoke", "paper"), "clip": ("paper",)}
     done = [f"book/runs/{w.profile}/{name}.done" for name in shared.get(w.chapter, []) if w.profile not in small[name]]
     ledger = ["book/claims.yml", *glob("book/reference/*.csv")] if w.chapter not in ("01_worlds", "02_search") else []
     return [*done, f"book/chapters/{w.chapter}.ipynb", f"book/params/{w.chapter}.yml", "book/execute.py", "book/sanitize.cfg", *PACKAGE, *ledger]
@@ -98,10 +98,14 @@ rule records:
         [recorded(c, s) for c in CHAPTERS if c != LAST and int(c[:2]) == int(str(config.get("only") or c).split("_")[0]) for s in seeds(c, PROFILE)],
 
 
+ruleorder: located > features
+
+
 rule features:
     # renders a world and stores what the towers see in it, once for all chapters and seeds; goes on after a kill
     input:
         PACKAGE,
+        lambda w: [f"book/runs/{w.profile}/drives.done"] if w.world == "city" and w.profile != "paper" else [],
     output:
         touch("book/runs/{profile}/features-{world}.done"),
     params:
@@ -110,6 +114,21 @@ rule features:
     shell:
         "OMP_NUM_THREADS={threads} TQDM_DISABLE=1 {PYTHON:q} -c \"from georeps.tasks import floors, probes;"
         " [probes.outcomes(asked, floor) for asked in probes.{wildcards.world}(**{params.settings}).values() for floor in floors.FLOORS]\""
+
+
+rule located:
+    # what the tower sees of the training places of the geolocation chapters
+    input:
+        PACKAGE,
+    output:
+        touch("book/runs/{profile}/features-located.done"),
+    params:
+        settings=lambda w: PARAMETERS[PLACED[0]][w.profile],
+    threads: 1
+    shell:
+        "OMP_NUM_THREADS={threads} {PYTHON:q} -c \"from georeps.tasks import places;"
+        " [places.world(split, 'train', n=n or None, basis={params.settings[basis]})"
+        " for split, n in (('blocks', {params.settings[train_n]}), ('cross', {params.settings[cross_n]}))]\""
 
 
 rule clip:
@@ -127,24 +146,6 @@ rule clip:
     shell:
         "{params.hidden} OMP_NUM_THREADS={threads} GEOREPS_SCRATCH=book/runs/scratch/clip {PYTHON:q} -c"
         " \"from georeps.lab import clip, records; clip.small(device=records.pick_device('auto'), **{params.settings})\" && rm -rf book/runs/scratch/clip"
-
-
-rule trunk:
-    # the frozen trunk of the geolocation chapters, a training on each split's own ground; stored by content
-    input:
-        PACKAGE,
-    output:
-        touch("book/runs/{profile}/trunk.done"),
-    params:
-        settings=lambda w: {k: PARAMETERS[PLACED[0]][w.profile][f"trunk_{k}"] for k in ("width", "epochs")},
-        n=lambda w: PARAMETERS[PLACED[0]][w.profile]["trunk_windows"] or None,
-    threads: THREADS
-    resources:
-        gpu=lambda w: int(w.profile == "gpu"),
-    shell:
-        "OMP_NUM_THREADS={threads} GEOREPS_SCRATCH=book/runs/scratch/trunk {PYTHON:q} -c"
-        " \"from georeps.lab import locators, records; [locators.encoder(split, n={params.n}, spacing_km=spacing, device=records.pick_device('auto'), **{params.settings})"
-        " for split, spacing in (('blocks', 60.0), ('cross', 120.0))]\" && rm -rf book/runs/scratch/trunk"
 
 
 rule drives:

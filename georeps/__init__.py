@@ -45,6 +45,7 @@ tasks/      one record for a method to take, from a world or from your data
     pairs           ground and satellite
     unseen          classes never trained on
     floors          rows that learn nothing
+    probes          what each chapter asks of an image, for a nearest neighbour: the floors of the book
     compositions    composed queries
     drives          a city driven through
     places          where on Earth was this seen
@@ -59,7 +60,7 @@ lab/        what turns runs into pages
     trained         a training that chapters share, stored
     starts          the starts of the thesis's Table 3.1
     clip            a small CLIP, and published ones
-    locators        the Earth's frozen trunk and trained locators
+    locators        locators of the Earth, trained and stored
 
 Import modules, not names: `from georeps.core import search, metrics`.
 

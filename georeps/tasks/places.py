@@ -1,9 +1,10 @@
 """Where was this seen: places, the features of what was seen there and their names, of the embedded Earth or of OSV-5M on disk.
 
-    world = places.world(encode, "blocks", "train", n=2000)      patches of the Earth's layers, described by `encode`
+    world = places.world("blocks", "train", n=2000)      patches of the Earth's layers, as the pretrained tower sees them
     world = places.published("/your/osv5m", "train", encode)
 """  # fmt: skip
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,16 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from georeps.core import sphere
-from georeps.nets import encoders
+from georeps.nets import towers
 from georeps.readers import images, located
 from georeps.worlds import earth
 
-EXTENT_KM, SIZE = 120.0, 16  # of a patch, about its layers' own resolution
+EXTENT_KM, SIZE = 240.0, 64  # of a patch, kilometres and pixels; chapter 01 compares extents
 LAYERS = ("optical", "relief")
+DIM = 256  # axes that features are reduced to
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,34 @@ class World:
 
 
 def world(
-    encode: nn.Module, split: Literal["blocks", "cross"], part: Literal["train", "val", "test"], *, n: int | None = None,
-    layers: Sequence[str] = LAYERS, spacing_km: float = 60.0, seed: int = 0,
+    split: Literal["blocks", "cross"], part: Literal["train", "val", "test"], *, n: int | None = None, layers: Sequence[str] = LAYERS,
+    spacing_km: float = 60.0, basis: int = 2000, seed: int = 0, device: str = "cpu",
 ) -> World:  # fmt: skip
-    """Places of a part, their optical patches and their features by the encoder, on CPU."""
-    where, seen = patches(split, part, layers, n=n, size=SIZE, extent_km=EXTENT_KM, spacing_km=spacing_km, seed=seed)
-    features = encoders.describe(encode, seen, batch=512)
-    return World(sphere.from_latlon(where.latlon.double()).float(), features, seen[:, :3], earth.admin_names(where.latlon))
+    """Places of a part, their optical patches, and their features, the role of StreetCLIP's in the paper.
+
+    Features are the tower's means and deviations of each layer, on the first DIM principal axes of `basis` training places, unscaled.
+    """
+    options = {"split": split, "extent_km": EXTENT_KM, "spacing_km": spacing_km}
+    where = earth.places(part=part, n=n, seed=seed, **options)
+    known = earth.places(part="train", **options)
+    centre, axes = _axes(_seen(dataclasses.replace(known, latlon=known.latlon[:basis]), layers, device))
+    pixels = earth.patches("optical", where, size=SIZE)
+    features = (_seen(where, layers, device) - centre) @ axes
+    return World(sphere.from_latlon(where.latlon.double()).float(), features, pixels, earth.admin_names(where.latlon))
 
 
-def patches(
-    split: str, part: str, layers: Sequence[str], *, n: int | None, size: int, extent_km: float, spacing_km: float, seed: int
-) -> tuple[earth.Places, UInt8[Tensor, "n c s s"]]:
-    """Places and their patches, layer upon layer of LAYERS; the world stores them."""
-    found = earth.pairs(split=split, part=part, n=n, size=size, extent_km=extent_km, spacing_km=spacing_km, seed=seed)
-    return found.places, torch.cat([getattr(found, name) for name in layers], dim=1)
+def _seen(where: earth.Places, layers: Sequence[str], device: str) -> Float[Tensor, "n d"]:
+    """Means and deviations of the tower's maps of each layer."""
+    found = [towers.stored(towers.image(), earth.patches(layer, where, size=SIZE), device=device) for layer in layers]
+    return torch.cat([moments[name].float() for moments in found for name in ("mean", "deviation")], dim=1)
+
+
+def _axes(features: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d e"]]:
+    """Mean and leading principal axes, each pointing to where its largest entry is positive."""
+    centre = features.mean(0)
+    x = (features - centre).double()
+    axes = torch.linalg.eigh(x.T @ x).eigenvectors.flip(1)[:, : min(DIM, len(x) - 1)]
+    return centre, (axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()).float()
 
 
 def published(
@@ -86,6 +101,7 @@ def published(
     return World(sphere.from_latlon(found.latlon[kept]).float(), encode(files), pixels, names)
 
 
-def of_files(paths: Sequence[Path], encode: nn.Module, *, size: int = SIZE) -> Float[Tensor, "n d"]:
-    """Features of image files by an encoder of one layer, each resampled to `size` pixels."""
-    return torch.cat([encoders.describe(encode, images.load_all(paths[i : i + 1024], size=(size, size))) for i in range(0, len(paths), 1024)])
+def of_files(paths: Sequence[Path], *, size: int = SIZE, device: str = "cpu") -> Float[Tensor, "n d"]:
+    """Means and deviations of image files by the tower, each resampled to `size` pixels."""
+    found = towers.stored(towers.image(), images.load_all(paths, size=(size, size)), device=device)
+    return torch.cat([found[name].float() for name in ("mean", "deviation")], dim=1)
