@@ -145,7 +145,7 @@ def test_snakemake_plans_a_page_a_chapter_and_for_the_reference_every_seed():
     seeds = [yaml.safe_load(p.read_text())["laptop"].get("seeds", 1) for p in sorted((BOOK / "params").glob("*.yml")) if p.stem != "14_claims"]
     assert re.search(rf"reference +{sum(seeds)}\b", records.stdout) and re.search(r"reference +10\b", one.stdout)
     for plan in (book, records):
-        assert re.search(r"trunk +1\b", plan.stdout), "one frozen trunk for chapters 11 and 12"
+        assert re.search(r"features +4\b", plan.stdout) and re.search(r"located +1\b", plan.stdout), "what towers see, once a world"
         assert re.search(r"clip +1\b", plan.stdout), "one small CLIP for all who ask it"
         assert re.search(r"drives +1\b", plan.stdout), "one set of pictures for all seeds of chapter 10"
 
@@ -211,11 +211,11 @@ def test_densities_of_the_smoke_run_are_densities(smoke):
     assert all(0 <= v <= 5000 for m, v in smoke.items() if m.endswith("geoscore"))
 
 
-def test_the_linear_floors_are_above_chance(smoke):
-    """100 places of the Earth: chance is 1% at k = 1 and 10% at k = 10; 30 of the city: 3.3% and 33%."""
-    for split in ("same", "cross"):
-        assert smoke[f"worlds.linear.{split}.r1"] >= 5 and smoke[f"worlds.linear.{split}.r10"] >= 25
-        assert smoke[f"worlds.city.linear.{split}.r1"] >= 10 and smoke[f"worlds.city.linear.{split}.r10"] >= 45
+def test_the_pretrained_tower_sees_more_than_floors_even_in_the_smoke_run(smoke):
+    """Ten places six times each, 38 classes in other styles, 30 tiles for 30 panoramas."""
+    for task in ("places_at_other_times", "the_same_in_other_styles", "class_and_value"):
+        right = {floor: smoke[f"worlds.floors.{task}.{floor}.r1"] for floor in ("frozen", "histogram", "thumbnail", "untrained")}
+        assert right["frozen"] > max(right["histogram"], right["untrained"]) and right["frozen"] > 25, task
 
 
 def test_the_search_chapter_found_what_it_says(smoke):
@@ -364,6 +364,14 @@ def test_chapter_09_runs_on_a_tree_of_freedom_s_form(tmp_path):
 
 
 @pytest.mark.long
+def test_the_floors_are_set_on_folders_of_classes(tmp_path):
+    found = run_on_own_data(tmp_path, "01_worlds", "classes")
+    assert found["worlds.floors.land_cover.frozen.r1"] >= 0
+    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    text = "".join(o.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs)
+    assert all(name in text for name in ("chance", "colour histogram", "frozen tower"))
+
+
 def test_chapter_06_runs_on_a_folder_of_class_folders(tmp_path):
     found = run_on_own_data(tmp_path, "06_metrix", "classes", "-p", "layout", "folders", "-p", "batch", 12, "-p", "each", 3)
     assert {"metrix.classes.contrastive.feature.map_at_r", "metrix.classes.proxy_anchor.clean.r1", "metrix.positivity.trained.gap"} <= set(found)
