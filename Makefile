@@ -57,9 +57,9 @@ env: $(ENV)  ## .venv at the versions and hashes of requirements.lock
 $(ENV): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "georeps needs Python >= 3.11, found " + sys.version.split()[0] + "; say which: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	@# uv installs in seconds what takes pip minutes; without it, pip
+	@# uv installs in seconds what takes pip minutes, and compiles it when told, as pip does; without it, pip
 	if command -v uv >/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check uv; \
-	then install="uv pip install -q --python $(BIN)/python"; else install="$(BIN)/python -m pip install -q --disable-pip-version-check"; fi; \
+	then install="uv pip install -q --compile-bytecode --python $(BIN)/python"; else install="$(BIN)/python -m pip install -q --disable-pip-version-check"; fi; \
 	PATH="$(BIN):$$PATH"; $$install --no-deps --require-hashes -r requirements.lock && $$install --no-deps -e .
 	@touch $(ENV)
 

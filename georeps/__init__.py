@@ -6,6 +6,7 @@ core/       tensors in, tensors out; no file, no image, no paper
     sphere          points of S2: degrees, distances, geodesics
     search          exact nearest neighbours and ranks; its rule for ties
     metrics         ranks, scores and distances -> the numbers of the papers
+    panorama        polar maps of tiles; panoramas turned
     moments         mean and covariance of a gallery, for standardised scores
     flow, adaln     flow matching and diffusion on S2 and in R3; their network
     vmf             von Mises-Fisher densities and mixtures
@@ -23,7 +24,7 @@ nets/       what networks are made of and how they are trained
     localization    attention maps and features -> boxes, and how good these are
     train           the training loop: resumable, seeded by epoch
 papers/     the methods
-    crossview       Siamese-VGG, SAFA, polar transform
+    crossview       Siamese-VGG, SAFA
     moco            MoCo v2, and between views
     dino            self-distillation
     metrix          mixup for metric learning

@@ -77,6 +77,8 @@ def rows(
     An item is known by its content, so that all who ask for some of the same items share them; `compute` gets at most `batch` unknown ones, and what it
     gave is kept at once: a kill costs a batch.
     """
+    if not len(items):
+        raise ValueError("items: expected at least one, found none")
     place = folder() / f"{name}-{hash_of(name, parameters)}"
     place.mkdir(parents=True, exist_ok=True)
     keys = [hashlib.sha256(np.ascontiguousarray(item)).digest()[:16] for item in items]

@@ -27,17 +27,15 @@ class VGG16(nn.Module):
     `width` multiplies every channel count and `blocks` keeps the first of the five: an eighth of the width and four
     blocks train in seconds on a laptop. The layers and their names are torchvision's `vgg16().features`, so its state
     dict loads; `weights` is a path, or "imagenet" for the file that torch hub caches, and needs width 1. Without
-    weights: He initialisation. `channels` is 6 for two layers of one place, stacked.
+    weights: He initialisation.
     """
 
-    def __init__(self, *, width: float = 1.0, blocks: int = 5, last_pool: bool = True, channels: int = 3, weights: str | Path | None = None):
+    def __init__(self, *, width: float = 1.0, blocks: int = 5, last_pool: bool = True, weights: str | Path | None = None):
         super().__init__()
         if not 1 <= blocks <= len(VGG16_BLOCKS):
             raise ValueError(f"blocks: expected 1..{len(VGG16_BLOCKS)}, found {blocks}")
-        if channels < 3 or channels % 3 or (weights is not None and channels != 3):
-            raise ValueError(f"channels: expected images of 3 channels, stacked (3, 6, ...), and 3 with published weights, found {channels}")
         layers: list[nn.Module] = []
-        images = channels // 3
+        channels = 3
         for block in VGG16_BLOCKS[:blocks]:
             for out in (round(c * width) for c in block):
                 layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU(inplace=True)]
@@ -46,8 +44,8 @@ class VGG16(nn.Module):
         self.features = nn.Sequential(*(layers if last_pool else layers[:-1]))
         self.out_dim = channels
         self.stride = 2 ** (blocks if last_pool else blocks - 1)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN * images).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD * images).view(-1, 1, 1))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(-1, 1, 1))
         for layer in self.features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

@@ -360,7 +360,7 @@ def stored(
     """What a frozen network makes of each image, float16, computed once: stored by the content of the image, the weights and the code.
 
     A tower's `moments` ("mean", "deviation") or `maps` ("4", "8", ...); "forward" of any module, a stem say. `size` resamples the images
-    first, bicubically. A kill costs the batch it was at; seeds and chapters that draw from the same images share the rows.
+    first, bicubically. Eight batches are kept at a time, and a kill costs those it was at; seeds and chapters that draw from the same images share the rows.
     """
     network = network.eval()
     key = {
@@ -368,8 +368,8 @@ def stored(
         "what": what, "strides": list(strides) if what == "maps" else None, "size": size, "shape": list(images.shape[1:]), "device": device.split(":")[0],
     }  # fmt: skip
 
-    def compute(part: np.ndarray) -> dict[str, np.ndarray]:
-        x = torch.from_numpy(part).to(device).float()
+    def described(x: Tensor) -> dict[str, np.ndarray]:
+        x = x.to(device).float()
         x = (x if size is None else F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0, 255)) / 255
         found = network.to(device).maps(x, strides) if what == "maps" else getattr(network.to(device), what)(x)
         found = {str(k): v for k, v in found.items()} if isinstance(found, dict) else {what: found}
@@ -378,5 +378,9 @@ def stored(
             raise ValueError(f"network: expected features within float16's range, found others among {', '.join(found)}")
         return found
 
-    found = cache.rows(f"features-{what}", key, images.numpy(), compute, batch=batch)
+    def compute(part: np.ndarray) -> dict[str, np.ndarray]:
+        parts = [described(x) for x in torch.from_numpy(part).split(batch)]
+        return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+    found = cache.rows(f"features-{what}", key, images.numpy(), compute, batch=8 * batch)
     return {k: torch.from_numpy(v) for k, v in found.items()}

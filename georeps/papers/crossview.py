@@ -5,16 +5,17 @@ Siamese-VGG (Zhu et al., VIGOR, 2021) and SAFA (Shi et al., 2019), as re-impleme
     SAFA:  f = concat_k  sum_ij  M_k(i, j) y(i, j),    M_k = FC2_k(FC1_k(max_c y_c))
 """
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from georeps.core import panorama
 from georeps.nets import encoders, losses, pooling
+
+polar, turn = panorama.polar, panorama.turn
 
 
 class SpatialAware(nn.Module):
@@ -57,31 +58,9 @@ class TwoBranch(nn.Module):
         return self.ground(ground), self.satellite(satellite)
 
 
-def polar(image: Float[Tensor, "b 3 s s"], height: int, width: int) -> Float[Tensor, "b 3 height width"]:
-    """Polar transform of satellite tiles about their centre: the layout of a panorama taken there (SAFA, Eq. 1-2).
-
-    Row 0 is the outermost circle, the last row the centre; columns run from south over west, north (the centre column) and
-    east. Bilinear, 0 outside the tile. Published maps were stretched to 8 bits by their minimum and maximum; these are not.
-    """
-    side = image.shape[-1]
-    radius = side / 2 / height * (height - 1 - torch.arange(height, device=image.device))
-    angle = 2 * math.pi / width * torch.arange(width, device=image.device)
-    rows = side / 2 + radius[:, None] * angle.cos()
-    columns = side / 2 - radius[:, None] * angle.sin()
-    grid = torch.stack([columns, rows], dim=-1).to(image) * 2 / (side - 1) - 1
-    return F.grid_sample(image, grid.expand(len(image), -1, -1, -1), align_corners=True)
-
-
 def same_place(position: Float[Tensor, "b 2"], metres: float = 25.0) -> Bool[Tensor, "b b"]:
     """Pairs of a batch taken less than `metres` apart (positions in metres): no negatives of each other (CVACT)."""
     return torch.cdist(position.double(), position.double()) < metres
-
-
-def turn(panorama: Float[Tensor, "b 3 h w"], columns: Int64[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-    """Each panorama as a camera turned to the right by so many columns would have taken it; they wrap around."""
-    width = panorama.shape[-1]
-    index = (torch.arange(width, device=panorama.device) + columns[:, None].to(panorama.device)) % width
-    return panorama.gather(-1, index[:, None, None].expand_as(panorama))
 
 
 class Matching(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from georeps.papers import crossview
+from georeps.core import panorama
 from georeps.readers import folders, images
 from georeps.worlds import city, earth
 
@@ -111,5 +111,5 @@ def in_views(shape: Shape, make: Callable[[tuple[int, int]], Tensor]) -> dict[st
     out = {"plain": make(shape.satellite)} if "plain" in shape.views else {}
     if "polar" in shape.views:
         tiles = make((shape.polar_from,) * 2)
-        out["polar"] = torch.cat([crossview.polar(part.float(), *shape.ground).byte() for part in tiles.split(512)])
+        out["polar"] = torch.cat([panorama.polar(part.float(), *shape.ground).byte() for part in tiles.split(512)])
     return out

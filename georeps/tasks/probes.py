@@ -69,6 +69,17 @@ def of_labels(chapters: str, queries: Tensor, labels: Labels, gallery: tuple[Ten
     )  # fmt: skip
 
 
+def of_places(queries: Tensor, gallery: Tensor, here: Float[Tensor, "q 2"], there: Float[Tensor, "g 2"]) -> Probe:
+    """How right is the GeoScore, in percent of 5,000, of the place (degrees) of a row for that of the query."""
+    here, there = (sphere.from_latlon(latlon.double()).float() for latlon in (here, there))
+
+    def near(index: Int64[Tensor, " q"]) -> Float[Tensor, " q"]:
+        return metrics.geoscore(sphere.kilometres(there[index], here)) / 50
+
+    blind = torch.randint(len(there), (20, len(here)), generator=torch.Generator().manual_seed(0))
+    return Probe("11, 12", queries, gallery, near, float(torch.stack([near(i) for i in blind]).mean()))
+
+
 def of_pairs(chapters: str, learn: tuple[Tensor, Tensor], queries: Tensor, gallery: Tensor, grid: tuple[int, int]) -> Probe:
     """Right is the row of the query's own number."""
     return Probe(chapters, queries, gallery, lambda index: 100.0 * (index == torch.arange(len(index))), 100 / len(gallery), learn, grid)
@@ -102,16 +113,10 @@ def earth(*, train: int, test: int, size: int, extent_km: float, spacing_km: flo
     """Optical and relief patches of unseen blocks: which relief is theirs, what covers the land, and where on Earth they are."""
     options = {"split": split, "size": size, "extent_km": extent_km, "spacing_km": spacing_km}
     learn, judge = globe.pairs(part="train", n=train, seed=seed, **options), globe.pairs(part="test", n=test, **options)
-    there, here = (sphere.from_latlon(part.places.latlon.double()).float() for part in (learn, judge))
-
-    def near(index: Int64[Tensor, " q"]) -> Float[Tensor, " q"]:
-        return metrics.geoscore(sphere.kilometres(there[index], here)) / 50
-
-    blind = torch.randint(len(there), (20, len(here)), generator=torch.Generator().manual_seed(0))
     return {
         "optical to relief": of_pairs("03", (learn.optical, learn.relief), judge.optical, judge.relief, (4, 4)),
         "land cover": of_labels("06, 07", judge.optical, judge.places.cover, (learn.optical, learn.places.cover)),
-        "where on Earth": Probe("11, 12", judge.optical, learn.optical, near, float(torch.stack([near(i) for i in blind]).mean())),
+        "where on Earth": of_places(judge.optical, learn.optical, judge.places.latlon, learn.places.latlon),
     }  # fmt: skip
 
 
@@ -135,7 +140,5 @@ def extents(*, train: int, test: int, size: int, extents_km: Sequence[float], sp
     learn, judge = (
         globe.places(split=split, part=part, n=n, extent_km=max(extents_km), spacing_km=spacing_km) for part, n in (("train", train), ("test", test))
     )
-    there, here = (sphere.from_latlon(part.latlon.double()).float() for part in (learn, judge))
-    near = lambda index: metrics.geoscore(sphere.kilometres(there[index], here)) / 50  # noqa: E731
     cut = lambda part, km: globe.patches("optical", dataclasses.replace(part, extent_km=km), size=size)  # noqa: E731
-    return {km: Probe("11, 12", cut(judge, km), cut(learn, km), near, 0.0) for km in extents_km}
+    return {km: of_places(cut(judge, km), cut(learn, km), judge.latlon, learn.latlon) for km in extents_km}
