@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 
-def polar(image: Float[Tensor, "b 3 s s"], height: int, width: int) -> Float[Tensor, "b 3 height width"]:
+def polar(image: Float[Tensor, "b c s s"], height: int, width: int) -> Float[Tensor, "b c height width"]:
     """Polar transform of satellite tiles about their centre: the layout of a panorama taken there (SAFA, Eq. 1-2).
 
     Row 0 is the outermost circle, the last row the centre; columns run from south over west, north (the centre column) and
@@ -26,7 +26,7 @@ def polar(image: Float[Tensor, "b 3 s s"], height: int, width: int) -> Float[Ten
     return F.grid_sample(image, grid.expand(len(image), -1, -1, -1), align_corners=True)
 
 
-def turn(panorama: Float[Tensor, "b 3 h w"], columns: Int64[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
+def turn(panorama: Float[Tensor, "b c h w"], columns: Int64[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
     """Each panorama as a camera turned to the right by so many columns would have taken it; they wrap around."""
     width = panorama.shape[-1]
     index = (torch.arange(width, device=panorama.device) + columns[:, None].to(panorama.device)) % width
