@@ -119,13 +119,15 @@ def recall_curves(recall: Mapping[str, Mapping[int, Sequence[float]]], *, galler
     return figure
 
 
-def sweep(curves: Mapping[str, Mapping[float, Sequence[float]]], *, xlabel: str, ylabel: str, chance: float | None = None, percent: bool = True) -> Figure:
-    """A measure along a setting, mean over seeds with its 95% t interval as a band; `curves`: name -> setting -> one value a seed."""
+def sweep(
+    curves: Mapping[str, Mapping[float, Sequence[float]]], *, xlabel: str, ylabel: str, chance: float | None = None, percent: bool = True, log: bool = False
+) -> Figure:
+    """A measure along a setting (`log`: on a log axis), mean over seeds with its 95% t interval as a band; `curves`: name -> setting -> one value a seed."""
     figure, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
     _bands(ax, curves, percent)
     if chance is not None:
         ax.axhline(chance, color="0.5", linestyle=":", label="chance")
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None) if percent else None)
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None) if percent else None, xscale="log" if log else "linear")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return figure
 

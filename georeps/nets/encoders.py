@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -57,11 +57,12 @@ class VGG16(nn.Module):
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         return self.features((image - self.mean) / self.std)
 
-    def normalise_by(self, images: UInt8[Tensor, "n c h w"]) -> None:
+    def normalise_by(self, images: UInt8[Tensor, "n c h w"]) -> "VGG16":
         """Take the channel means and deviations of training images in place of ImageNet's, for training from scratch."""
         x = images.float() / 255
         self.mean.copy_(x.mean(dim=(0, 2, 3)).view(-1, 1, 1))
         self.std.copy_(x.std(dim=(0, 2, 3)).view(-1, 1, 1))
+        return self
 
     def _load(self, weights: str | Path, width: float) -> None:
         if width != 1.0:
@@ -97,9 +98,9 @@ class Descriptor(nn.Module):
         return F.normalize(vector, dim=-1)
 
 
-def scale(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Bytes to [0, 1]: no augmentation."""
-    return images.float() / 255
+def scale(images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Bytes to [0, 1]: no augmentation. What a tower has seen, float, stays as it is."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 @torch.no_grad()
@@ -114,7 +115,7 @@ def centre(descriptor: Descriptor, images: UInt8[Tensor, "n 3 h w"], *, batch: i
     descriptor.projection.bias.copy_(-(descriptor.projection.weight @ pooled.mean(dim=0).to(descriptor.projection.weight)))
 
 
-def describe(encoder: nn.Module, images: UInt8[Tensor, "n c h w"] | Dataset, *, batch: int = 256, workers: int = 0) -> Float[Tensor, "n d"]:
+def describe(encoder: nn.Module, images: Shaped[Tensor, "n c h w"] | Dataset, *, batch: int = 256, workers: int = 0) -> Float[Tensor, "n d"]:
     """Descriptors of images in memory, or of files (`readers.images.Files`), which are decoded by `workers` processes as they are needed.
 
     Files of their own sizes need batches of one.
@@ -125,15 +126,15 @@ def describe(encoder: nn.Module, images: UInt8[Tensor, "n c h w"] | Dataset, *, 
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: UInt8[Tensor, "n c h w"], what: str = "forward", *, batch: int = 256) -> Tensor | None:
-    """What a method of the model gives for uint8 images, batch by batch on its device in evaluation mode; float32 on CPU, None where it gives None.
+def evaluate(model: nn.Module, images: Shaped[Tensor, "n c h w"], what: str = "forward", *, batch: int = 256) -> Tensor | None:
+    """What a method of the model gives for images (`scale`), batch by batch on its device in evaluation mode; float32 on CPU, None where it gives None.
 
     The mode the model was in is restored.
     """
     device, training = next(model.parameters()).device, model.training
     model.eval()
     try:
-        parts = [(model if what == "forward" else getattr(model, what))(part.to(device).float() / 255) for part in images.split(batch)]
+        parts = [(model if what == "forward" else getattr(model, what))(scale(part.to(device))) for part in images.split(batch)]
     finally:
         model.train(training)
     return None if parts[0] is None else torch.cat([part.float().cpu() for part in parts])

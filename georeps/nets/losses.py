@@ -68,7 +68,15 @@ def symmetric_info_nce(
     The other rows of the batch are the negatives, but for those marked in `same_place`. Sample4Geo learns the temperature, from
     1/14.3, and smooths labels by 0.1; the mean over the batch, in nats.
     """
-    logits = _similarity(ground, satellite) / temperature
+    return matched(_similarity(ground, satellite), temperature, label_smoothing=label_smoothing, same_place=same_place)
+
+
+def matched(
+    similarity: Float[Tensor, "b b"], temperature: float | Float[Tensor, ""] = 0.1, *, label_smoothing: float = 0.0,
+    same_place: Bool[Tensor, "b b"] | None = None,
+) -> Float[Tensor, ""]:  # fmt: skip
+    """`symmetric_info_nce` of similarities, whatever they were measured by: row i matches column i."""
+    logits = similarity / temperature
     if same_place is not None:
         other = ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
         logits = logits.masked_fill(same_place & other, -1e4)

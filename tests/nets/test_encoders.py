@@ -87,7 +87,7 @@ def test_descriptors_are_unit_rows_and_a_batch_equals_its_rows(name):
     if name == "siamese":
         model = crossview.siamese_vgg(width=0.125, dim=32).eval()
     else:
-        model = crossview.safa(ground_size=(32, 64), satellite_size=(64, 64), width=0.125).eval()
+        model = crossview.safa_vgg(ground_size=(32, 64), satellite_size=(64, 64), width=0.125).eval()
     ground, satellite = images(4, 32, 64), images(4)
     with torch.no_grad():
         g, s = model(ground, satellite)

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from georeps.nets import encoders, losses
+from georeps.nets import encoders, losses, towers
 from georeps.papers import crossview
 from georeps.worlds import city
 
@@ -73,7 +73,7 @@ def test_siamese_vgg_shares_its_projection_and_nothing_else():
 def test_published_sizes_give_4096_dimensions():
     siamese = crossview.siamese_vgg()
     assert siamese.ground.projection.out_features == 4096
-    safa = crossview.safa(ground_size=(112, 616), satellite_size=(256, 256))
+    safa = crossview.safa_vgg(ground_size=(112, 616), satellite_size=(256, 256))
     assert safa.ground.pool.grid == (3, 19) and safa.satellite.pool.grid == (8, 8)
     assert safa.ground.pool.out_dim == safa.satellite.pool.out_dim == 4096
 
@@ -129,9 +129,55 @@ def test_matching_augments_either_view():
 
 def test_a_few_steps_on_rotated_pairs_keep_the_gradient_finite():
     torch.manual_seed(0)
-    model = crossview.safa(ground_size=(16, 64), satellite_size=(32, 32), width=0.0625, blocks=3, last_pool=False)
+    model = crossview.safa_vgg(ground_size=(16, 64), satellite_size=(32, 32), width=0.0625, blocks=3, last_pool=False)
     pictures = [(images(6, *size) * 255).to(torch.uint8) for size in ((16, 64), (32, 32))]
     module = crossview.Matching(model, lambda i: (pictures[0][i], pictures[1][i]), loss=losses.symmetric_info_nce, rotated=True)
     module(torch.arange(6)).backward()
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
     assert encoders.describe(model.ground, pictures[0]).shape == (6, model.ground.pool.out_dim)
+
+
+def test_directions_turn_with_the_panorama_and_are_compared_at_every_turn():
+    grid = torch.rand(3, 8, 4, 16)
+    head = crossview.Columns(8, rows=4, columns=16, out=5)
+    turned = crossview.turn(grid, torch.tensor([3, 0, 9]))
+    first, second = (head(x).vector for x in (grid, turned))
+    scores = crossview.at_every_turn(second, first, 16)
+    assert scores.argmax(-1).diagonal().tolist() == [3, 0, 9]
+    loops = torch.stack([(second.view(3, 5, 16)[:, None] * first.view(3, 5, 16).roll(-t, -1)[None]).sum((2, 3)) for t in range(16)], dim=-1)
+    assert torch.allclose(scores, loops, atol=1e-4)
+
+
+def test_a_turned_gallery_changes_no_rank_where_every_turn_is_compared():
+    torch.manual_seed(0)
+    maps = torch.rand(20, 6, 4, 16)
+    model = crossview.columns([crossview.OnMaps(maps, out=8)] * 2).eval()
+    model.satellite = model.ground
+    turned = crossview.turn(maps, torch.randint(16, (20,)))
+    assert (crossview.ranks(model, turned, maps, turns=16) == 0).all() and (crossview.ranks(model, maps, maps) == 0).all()
+
+
+def test_a_trunk_on_stored_maps_standardises_them_and_trains_the_tail_it_is_given():
+    tower = towers.image("lite0", seed=0)
+    stem, tail = tower.split(2, 16)
+    images = torch.randint(256, (6, 3, 32, 64), dtype=torch.uint8)
+    stored = crossview.seen(tower, images, (8,))
+    both = crossview.seen(tower, images, (8, 16))
+    assert torch.equal(both[:, :40], stored) and both.shape == (6, 152, 4, 8)
+    frozen, trained = crossview.OnMaps(both), crossview.OnMaps(stored, tail=tail.requires_grad_(True))
+    trained.load_state_dict({f"mix.{k}": v for k, v in frozen.mix.state_dict().items()}, strict=False)
+    assert torch.allclose(frozen(both), trained(stored), atol=0.05), "before training the tail repeats the tower, but for float16"
+    trained(stored).sum().backward()
+    assert all(p.grad is not None for p in trained.tail.parameters())
+    plain = (frozen._maps(both) - frozen.mean) / frozen.std
+    assert float(plain.mean(dim=(0, 2, 3)).abs().max()) < 1e-3
+
+
+def test_hard_batches_hold_every_item_once_beside_its_neighbours():
+    near = torch.stack([torch.arange(40).roll(-1), torch.arange(40).roll(-2)], dim=1)
+    make = crossview.hard_batches(lambda epoch: near, 40, 8, seed=3)
+    found = make(0)
+    assert sorted(torch.cat(found).tolist()) == list(range(40)) and all(len(b) == 8 for b in found)
+    assert [b.tolist() for b in make(0)] == [b.tolist() for b in found] != [b.tolist() for b in make(1)]
+    beside = sum(int(near[i, 0]) in b.tolist() for b in found for i in b.tolist())
+    assert beside > 14, "at random, seven of forty do"
