@@ -26,6 +26,7 @@ LAST = "14_claims"  # reads everybody's records
 SPOKEN = ("08_composed", "09_domains", "10_prompts")  # ask the small CLIP
 DRIVEN = "10_prompts"  # through the city, whose pictures all its seeds share
 PLACED = ("11_geolocation", "12_density")  # places on Earth
+MATCHED = "03_crossview"  # asks the city for pairs, off centre and at other moments too
 PROBED = "01_worlds"  # asks every world
 WORLDS = {  # its own settings of each world
     "city": lambda p: {**{k: tuple(v) if isinstance(v, list) else v for k, v in p["in_city"].items()}, "drive": p["driven"]},
@@ -64,8 +65,8 @@ for chapter in CHAPTERS:  # what was made once and is gone is missing
 
 def prepared(w):
     """What all runs of a chapter share, stored by content, and what else its code reads."""
-    shared = {PROBED: [f"features-{world}" for world in WORLDS], DRIVEN: ["drives"], **{c: ["clip"] for c in SPOKEN}, **{c: ["features-located"] for c in PLACED}} | {DRIVEN: ["drives", "clip"]}
-    small = {**{f"features-{world}": ("smoke",) for world in WORLDS}, "features-located": ("smoke", "paper"), "drives": ("smoke", "paper"), "clip": ("paper",)}
+    shared = {PROBED: [f"features-{world}" for world in WORLDS], DRIVEN: ["drives"], MATCHED: ["features-pairs"], **{c: ["clip"] for c in SPOKEN}, **{c: ["features-located"] for c in PLACED}} | {DRIVEN: ["drives", "clip"]}
+    small = {**{f"features-{world}": ("smoke",) for world in WORLDS}, "features-located": ("smoke", "paper"), "features-pairs": ("smoke", "paper"), "drives": ("smoke", "paper"), "clip": ("paper",)}
     done = [f"book/runs/{w.profile}/{name}.done" for name in shared.get(w.chapter, []) if w.profile not in small[name]]
     ledger = ["book/claims.yml", *glob("book/reference/*.csv")] if w.chapter not in ("01_worlds", "02_search") else []
     return [*done, f"book/chapters/{w.chapter}.ipynb", f"book/params/{w.chapter}.yml", "book/execute.py", "book/sanitize.cfg", *PACKAGE, *ledger]
@@ -99,6 +100,7 @@ rule records:
 
 
 ruleorder: located > features
+ruleorder: matched > features
 
 
 rule features:
@@ -129,6 +131,19 @@ rule located:
         "OMP_NUM_THREADS={threads} {PYTHON:q} -c \"from georeps.tasks import places;"
         " [places.world(split, 'train', n=n or None, basis={params.settings[basis]})"
         " for split, n in (('blocks', {params.settings[train_n]}), ('cross', {params.settings[cross_n]}))]\""
+
+
+rule matched:
+    # the pairs of the city that the cross-view chapters take, and what the tower sees of them; chapter 01 renders most of these
+    input:
+        PACKAGE,
+        lambda w: f"book/runs/{w.profile}/features-city.done",
+    output:
+        touch("book/runs/{profile}/features-pairs.done"),
+    threads: 1
+    shell:
+        "OMP_NUM_THREADS={threads} TQDM_DISABLE=1 {PYTHON:q} -c \"from georeps.lab import records; from georeps.tasks import matching;"
+        " matching.prepare(records.parameters_of('{MATCHED}', '{wildcards.profile}'))\""
 
 
 rule clip:

@@ -24,7 +24,7 @@ nets/       what networks are made of and how they are trained
     localization    attention maps and features -> boxes, and how good these are
     train           the training loop: resumable, seeded by epoch
 papers/     the methods
-    crossview       Siamese-VGG, SAFA
+    crossview       Siamese-VGG, SAFA, a descriptor of directions
     moco            MoCo v2, and between views
     dino            self-distillation
     metrix          mixup for metric learning
@@ -45,6 +45,7 @@ readers/    official data sets on disk
 tasks/      one record for a method to take, from a world or from your data
     pairs           ground and satellite
     unseen          classes never trained on
+    matching        pairs of the city, off centre and at other times too
     floors          rows that learn nothing
     probes          what each chapter asks of an image, for a nearest neighbour: the floors of the book
     compositions    composed queries
@@ -53,6 +54,7 @@ tasks/      one record for a method to take, from a world or from your data
     export          embedded worlds in official trees
 lab/        what turns runs into pages
     records         what a run measured, a query each; the reference; tables beside the papers' numbers
+    searched        the same search for a method and its baselines
     claims          the ledger: margins, intervals, verdicts
     plots, maps     figures; figures on the Earth
     exhibits        the table, and the words, behind a figure

@@ -94,10 +94,17 @@ class OnMaps(nn.Module):
         return F.gelu(self.mix((self._maps(x) - self.mean) / self.std))
 
 
-def seen(tower: towers.Image, images: UInt8[Tensor, "n 3 h w"], strides: Sequence[int] = (8, 16), *, device: str = "cpu") -> Float[Tensor, "n c i j"]:
-    """A frozen tower's maps of images at these strides, stored, repeated to the grid of the first of them, side by side."""
-    found = towers.stored(tower, images, "maps", strides=strides, device=device)
-    first, *others = (found[str(s)].float() for s in strides)
+def seen(
+    tower: towers.Image, images: UInt8[Tensor, "n 3 h w"], strides: Sequence[int] = (8, 16), *, around: int = 0, device: str = "cpu"
+) -> Float[Tensor, "n c i j"]:  # fmt: skip
+    """A frozen tower's maps of images at these strides, stored, repeated to the grid of the first of them, side by side.
+
+    `around`: pixels (a multiple of the strides) of what goes on beyond either edge of a panorama that the tower sees too, so that no map knows where the
+    edge was.
+    """
+    wide = torch.cat([images[..., -around:], images, images[..., :around]], dim=-1) if around else images
+    found = towers.stored(tower, wide, "maps", strides=strides, device=device)
+    first, *others = (found[str(s)][..., around // s : found[str(s)].shape[-1] - around // s].float() for s in strides)
     return torch.cat([first, *(F.interpolate(maps, size=first.shape[-2:]) for maps in others)], dim=1)
 
 

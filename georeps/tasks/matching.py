@@ -3,8 +3,9 @@
     city = matching.City(shape, n=2000, n_test=750, tiles=28, seed=0);    city.part("cross", "train");  city.at("winter");  city.off_centre(8.0)
 """  # fmt: skip
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -28,6 +29,13 @@ class City:
     tiles: int  # along a side of each city
     seed: int = 0  # draws the training places
 
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any], *, seed: int) -> "City":
+        """As the parameters of a chapter say: ground_size, satellite_size, elevation, polar_from, views; n_train, n_test, tiles."""
+        sizes = (tuple(parameters["ground_size"]), tuple(parameters["satellite_size"]), tuple(map(float, parameters["elevation"])))
+        shape = pairs.Shape(*sizes, parameters["polar_from"], tuple(parameters["views"]))
+        return cls(shape, parameters["n_train"], parameters["n_test"], parameters["tiles"], seed)
+
     def part(self, split: str, part: str, *, grid: bool = False) -> pairs.Pairs:
         """A part of a split (a part that holds fewer places gives all of them): tiles centred on the cameras, or VIGOR's `grid`."""
         most = len(city.places(split=split, part=part, tiles=self.tiles))
@@ -47,11 +55,13 @@ class City:
         return city.places(split="cross", part="test", n=self.n_test, tiles=self.tiles)
 
 
-def prepare(world: City, *, splits: Iterable[str], offsets: Iterable[float], tower: str = "lite0") -> None:
-    """Render and see all that chapter 03 asks of a city with the frozen tower, which then lies stored."""
-    network = towers.image(tower)
-    parts = [world.part(split, part, grid=grid) for grid, many in ((False, splits), (True, ["cross"])) for split in many for part in ("train", "test")]
+def prepare(parameters: Mapping[str, Any]) -> None:
+    """Render and see all that chapter 03 with these parameters asks of the city with its frozen tower, which then lies stored."""
+    world = City.of(parameters, seed=0)
+    network = towers.image(parameters["tower"], weights=parameters["tower_weights"] or None)
+    asked = [(split, part, grid) for split, grid in (("same", False), ("cross", False), ("cross", True)) for part in ("train", "test")]
+    parts = [world.part(split, part, grid=grid) for split, part, grid in asked]
     images = [part.ground for part in parts] + [view for part in parts for view in part.tiles.values()]
-    images += [world.at(moment) for moment in MOMENTS] + [view for metres in offsets for view in world.off_centre(metres).values()]
+    images += [world.at(moment) for moment in MOMENTS] + [view for metres in parameters["offsets"] for view in world.off_centre(metres).values()]
     for shown in images:
         crossview.seen(network, shown)
