@@ -27,6 +27,7 @@ SPOKEN = ("08_composed", "09_domains", "10_prompts")  # ask the small CLIP
 DRIVEN = "10_prompts"  # through the city, whose pictures all its seeds share
 PLACED = ("11_geolocation", "12_density")  # places on Earth
 MATCHED = "03_crossview"  # asks the city for pairs, off centre and at other moments too
+STARTED = ("04_pretraining", "05_distribution")  # start from stage 1
 PROBED = "01_worlds"  # asks every world
 WORLDS = {  # its own settings of each world
     "city": lambda p: {**{k: tuple(v) if isinstance(v, list) else v for k, v in p["in_city"].items()}, "drive": p["driven"]},
@@ -65,8 +66,8 @@ for chapter in CHAPTERS:  # what was made once and is gone is missing
 
 def prepared(w):
     """What all runs of a chapter share, stored by content, and what else its code reads."""
-    shared = {PROBED: [f"features-{world}" for world in WORLDS], DRIVEN: ["drives"], MATCHED: ["features-pairs"], **{c: ["clip"] for c in SPOKEN}, **{c: ["features-located"] for c in PLACED}} | {DRIVEN: ["drives", "clip"]}
-    small = {**{f"features-{world}": ("smoke",) for world in WORLDS}, "features-located": ("smoke", "paper"), "features-pairs": ("smoke", "paper"), "drives": ("smoke", "paper"), "clip": ("paper",)}
+    shared = {PROBED: [f"features-{world}" for world in WORLDS], DRIVEN: ["drives"], MATCHED: ["features-pairs"], **{c: ["features-pairs", "starts"] for c in STARTED}, **{c: ["clip"] for c in SPOKEN}, **{c: ["features-located"] for c in PLACED}} | {DRIVEN: ["drives", "clip"]}
+    small = {**{f"features-{world}": ("smoke",) for world in WORLDS}, "features-located": ("smoke", "paper"), "features-pairs": ("smoke", "paper"), "starts": ("smoke", "paper"), "drives": ("smoke", "paper"), "clip": ("paper",)}
     done = [f"book/runs/{w.profile}/{name}.done" for name in shared.get(w.chapter, []) if w.profile not in small[name]]
     ledger = ["book/claims.yml", *glob("book/reference/*.csv")] if w.chapter not in ("01_worlds", "02_search") else []
     return [*done, f"book/chapters/{w.chapter}.ipynb", f"book/params/{w.chapter}.yml", "book/execute.py", "book/sanitize.cfg", *PACKAGE, *ledger]
@@ -144,6 +145,21 @@ rule matched:
     shell:
         "OMP_NUM_THREADS={threads} TQDM_DISABLE=1 {PYTHON:q} -c \"from georeps.lab import records; from georeps.tasks import matching;"
         " matching.prepare(records.parameters_of('{MATCHED}', '{wildcards.profile}'))\""
+
+
+rule starts:
+    # stage 1 of the thesis in unseen cities, of the page's seed
+    input:
+        PACKAGE,
+        lambda w: f"book/runs/{w.profile}/features-city.done",
+    output:
+        touch("book/runs/{profile}/starts.done"),
+    threads: 1
+    resources:
+        gpu=lambda w: int(w.profile == "gpu"),
+    shell:
+        "OMP_NUM_THREADS={threads} TQDM_DISABLE=1 {PYTHON:q} -c \"from georeps.lab import records, starts;"
+        " starts.prepare(records.parameters_of('04_pretraining', '{wildcards.profile}'), device=records.pick_device('auto'))\""
 
 
 rule clip:

@@ -33,7 +33,7 @@ papers/     the methods
     geolocation     features -> places and densities, eight ways
 worlds/     what comes with the install
     earth           imagery, relief, places and climates of the real Earth
-    city/           procedural cities from above and from a street: plan, scene, street
+    city/           procedural cities from above and from a street: plan, scene, street, surface
     patterns/       aerial tiles with PatternCom's classes: paint, aerial, distractors, captions, objects
 readers/    official data sets on disk
     images          image files

@@ -332,22 +332,22 @@ def run_on_own_data(tmp_path, chapter, layout, *parameters) -> dict[str, float]:
 def test_chapter_03_runs_on_a_reader_s_own_tree(tmp_path, layout, split):
     """The path of an owner of VIGOR, CVACT or a folder of pairs, on trees of their form."""
     found = run_on_own_data(tmp_path, "03_crossview", layout, "-p", "layout", layout, "-p", "own_split", split, "-p", "n_val", 8, "-p", "batch", 4)
-    assert {f"crossview.{m}.{split}.s1.r1" for m in ("siamese", "safa", "safa_polar")} <= set(found)
+    assert {f"crossview.{m}.{split}.r1" for m in ("siamese", "safa", "directions_polar")} <= set(found)
     assert ("crossview.grid.plain.hit_published" in found) == ("crossview.grid.plain.within_50m" in found) == (layout == "vigor")
     assert not any(m.startswith(("crossview.offset", "crossview.moment", "crossview.earth")) for m in found), "these need the renderer"
 
 
 @pytest.mark.long
 def test_chapter_04_runs_on_a_tree_of_vigor_s_form(tmp_path):
-    found = run_on_own_data(tmp_path, "04_pretraining", "vigor", "-p", "layout", "vigor", "-p", "batch", 4, "-y", "tables: ['4.4', '4.6']")
+    found = run_on_own_data(tmp_path, "04_pretraining", "vigor", "-p", "layout", "vigor", "-p", "batch", 4, "-p", "n_val", 4, "-y", "tables: ['4.4', '4.6']")
     wanted = {f"pretraining.siamese.cross.s{n}.r1" for n in range(1, 8)} | {"pretraining.siamese.swapped.s6.r1pct"}
     assert wanted <= set(found) and not any("earth" in m or "leak" in m for m in found)
 
 
 @pytest.mark.long
 def test_chapter_05_runs_on_a_tree_of_vigor_s_form(tmp_path):
-    found = run_on_own_data(tmp_path, "05_distribution", "vigor", "-p", "layout", "vigor", "-p", "batch", 4, "-y", "splits: [cross]")
-    assert {"distribution.cross.s7.uniformity_all", "distribution.siamese.cross.s2.alpha_0p1.r5", "distribution.unified.printed.r1"} <= set(found)
+    found = run_on_own_data(tmp_path, "05_distribution", "vigor", "-p", "layout", "vigor", "-p", "batch", 4, "-p", "n_val", 4, "-y", "splits: [cross]")
+    assert {"distribution.cross.s7.uniformity_all", "distribution.safa.cross.s2.alpha_0p1.r5", "distribution.unified.printed.r1"} <= set(found)
 
 
 @pytest.mark.long

@@ -1,41 +1,40 @@
-"""Stage 1 of the thesis: trunks trained on images of one view, and the starts of Table 3.1 that pair them.
+"""Stage 1 of the thesis on a pretrained tower: MoCo v2 of its tail on images of one view, and the starts of Table 3.1 that pair such tails.
 
-    found = starts.Starts(make_trunk, images=starts.images_of(train, test, equal=True), supervised=..., contrast=how)
-    found.load(model, setting=6)       both branches of a two-branch model;  found.weights("sat train*") for one
+    found = starts.Starts(images={"sat train": ..., "sat val": ..., "grd": ...}, how=starts.Contrast(recipe), depth=1, stride=16)
+    stem, tail = found.trunk("sat train*")      a frozen stem and the tail that stage 1 left behind it
 """  # fmt: skip
 
+import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from georeps.core import cache
 from georeps.lab import trained
-from georeps.nets import backbones, pooling, train
-from georeps.papers import crossview, moco
-from georeps.tasks import pairs
-from georeps.worlds import city, earth
+from georeps.nets import towers, train
+from georeps.papers import moco
+from georeps.tasks import matching, pairs
 
-SUPERVISED = "supervised"  # "ImageNet" in the thesis, and here where ImageNet weights are given
-SETTINGS = {  # Table 3.1: number -> weights of the ground branch, of the satellite branch; * starts from supervised ones
+SETTINGS = {  # Table 3.1: number -> weights of the ground branch, of the satellite branch; / is random, * starts from ImageNet's
     1: ("/", "/"),
-    2: (SUPERVISED, SUPERVISED),
-    3: (SUPERVISED, "sat"),
-    4: (SUPERVISED, "sat train*"),
-    5: (SUPERVISED, "sat val*"),
-    6: (SUPERVISED, "sat*"),
+    2: ("ImageNet", "ImageNet"),
+    3: ("ImageNet", "sat"),
+    4: ("ImageNet", "sat train*"),
+    5: ("ImageNet", "sat val*"),
+    6: ("ImageNet", "sat*"),
     7: ("grd*", "sat*"),
 }
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """How MoCo v2 is run; the defaults but for the recipe are the thesis's (4.2)."""
+    """How MoCo v2 is run; the defaults but for the recipe are the thesis's (4.2). Each image has so many augmented `views`, drawn once."""
 
     recipe: train.Recipe
     batch: int = 128
@@ -43,66 +42,46 @@ class Contrast:
     momentum: float = 0.999
     temperature: float = 0.2
     dim: int = 128
+    views: int = 4
     crop: float | None = 0.2  # least share of the area that random cropping keeps; None crops nothing
+    flip: bool = True
     blur: tuple[float, float] = (0.1, 2.0)  # pixels
     group: int = 1  # images that share the draws of an augmentation
 
-    def step(self, trunk: nn.Module, images: UInt8[Tensor, "n 3 h w"]) -> moco.MoCo:
-        """The training step on images in memory, on the trunk's device."""
-        device = next(trunk.parameters()).device
-        augment = moco.Augmentation(crop=self.crop, blur=self.blur, group=self.group)
-        options = {"dim": self.dim, "queue": self.queue, "momentum": self.momentum, "temperature": self.temperature}
-        return moco.MoCo(trunk, lambda index: images[index], augment, **options).to(device)
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any], *, seed: int) -> "Contrast":
+        """As the parameter `contrast` of a chapter says, whose names are the recipe's and these."""
+        own = {f.name for f in dataclasses.fields(cls)}
+        parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()}
+        recipe = train.Recipe(seed=seed, **{k: v for k, v in parameters.items() if k not in own})
+        return cls(recipe, **{k: v for k, v in parameters.items() if k in own})
 
 
-def contrasted(trunk: nn.Module, images: UInt8[Tensor, "n 3 h w"], how: Contrast, *, label: str = "") -> trained.Weights:
-    """The trunk's weights after MoCo v2 on the images."""
-    settings = {k: v for k, v in dataclasses.asdict(how).items() if k != "recipe"}
-    return _trained("trunk-moco", trunk, lambda: how.step(trunk, images), lambda step: step.query.trunk, [images], how.recipe, how.batch, settings, label)
+class Trunk(nn.Module):
+    """A trunk on what a frozen stem gives: the tail's maps, standardised by channel as it gave them of `like`."""
+
+    def __init__(self, tail: nn.Module, like: Float[Tensor, "n c h w"]):
+        super().__init__()
+        self.tail = tail
+        with torch.no_grad():
+            maps = torch.cat([tail(part.float()) for part in like.split(256)])
+        self.register_buffer("mean", maps.mean(dim=(0, 2, 3), keepdim=True))
+        self.register_buffer("std", maps.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-3))
+        self.out_dim, self.grid = maps.shape[1], tuple(maps.shape[-2:])
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+        return (self.tail(x) - self.mean) / self.std
 
 
-def classified(
-    trunk: nn.Module, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], recipe: train.Recipe, batch: int, *, label: str = ""
-) -> trained.Weights:
-    """The trunk's weights after supervised classification: the start that stands where the thesis has ImageNet's."""
-
-    def step() -> nn.Module:
-        model = backbones.Classifier(trunk, pooling.GAP(trunk.out_dim), int(labels.max()) + 1)
-        return backbones.Recognition(model, images, labels, turn=False, flip=False).to(next(trunk.parameters()).device)
-
-    return _trained("trunk-supervised", trunk, step, lambda step: step.model.trunk, [images, labels], recipe, batch, {}, label)
-
-
-def _trained(name, trunk, step, part, tensors, recipe, batch, settings, label) -> trained.Weights:
-    """A trunk's parameters after a training that is done once."""
-    key = {
-        "start": cache.digest(*trunk.state_dict().values()), "images": cache.digest(*tensors), "settings": settings,
-        "device": next(trunk.parameters()).device.type,
-    }  # fmt: skip
-    found = trained.once(name, step, part, n=len(tensors[0]), batch=batch, recipe=recipe, key=key, code=__name__, libraries=("torchvision",), label=label)
-    return {k: found[k] for k, _ in trunk.named_parameters()}
-
-
-def load(trunk: nn.Module, weights: trained.Weights | None) -> None:
-    """Put weights into a trunk; its normalisation of images stays its own, and None leaves it as it is."""
-    if weights is None:
-        return
-    own = {k: v.shape for k, v in trunk.named_parameters()}
-    if own != {k: v.shape for k, v in weights.items()}:
-        raise ValueError(f"weights: expected {len(own)} parameters of the trunk's shapes, found {len(weights)} that differ")
-    trunk.load_state_dict(weights, strict=False)
-
-
-def labelled(world: str, *, n: int, size: tuple[int, int], tiles: int, seed: int) -> tuple[UInt8[Tensor, "n 3 h w"], Int64[Tensor, " n"]]:
-    """At most n images and classes of an embedded world, to learn a supervised start from: climates of the "earth", or the "city" of a tile."""
-    if world == "earth":
-        found = earth.pairs(split="cross", part="train", n=n, size=size[0], seed=seed)
-        return found.optical, torch.from_numpy(np.unique(found.places.climate, return_inverse=True)[1])
-    if world == "city":
-        most = len(city.places(split="same", part="train", tiles=tiles))
-        where = city.places(split="same", part="train", n=min(n, most), tiles=tiles, seed=seed)
-        return city.satellite(where, size=size[0]), where.city
-    raise ValueError(f"world: expected 'earth' or 'city', found {world!r}")
+@torch.no_grad()
+def augmented(stem: nn.Module, images: UInt8[Tensor, "n 3 h w"], how: Contrast, *, seed: int = 0, device: str = "cpu") -> Float[Tensor, "n v c i j"]:
+    """What a frozen stem gives of `how.views` augmented views of each image, float16."""
+    augment, stem, views = moco.Augmentation(crop=how.crop, flip=how.flip, blur=how.blur, group=how.group), stem.to(device), []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(how.views):
+            views.append(torch.cat([stem(augment(part.to(device))).half().cpu() for part in images.split(64)]))
+    return torch.stack(views, dim=1)
 
 
 def images_of(learn: pairs.Pairs, judge: pairs.Pairs, *, equal: bool) -> dict[str, Tensor]:
@@ -113,38 +92,70 @@ def images_of(learn: pairs.Pairs, judge: pairs.Pairs, *, equal: bool) -> dict[st
 
 
 class Starts:
-    """The weights of Table 3.1 for one world, trained when first asked for.
+    """The trunks of Table 3.1 for one world, trained when first asked for.
 
-    `trunk(images)` makes an untrained trunk that normalises as these images want. `images` holds "grd", "sat train" and "sat val"; "sat"
-    is both. `supervised()` gives the supervised weights (ImageNet's where there are some).
+    `images` holds "grd", "sat train" and "sat val"; "sat" is both. ImageNet's weights are those of the tower (`name`, `weights` as `towers.image` takes
+    them), random ones are drawn by `seed`; the last `depth` stages up to `stride` learn, behind a stem of the same weights that stays as it is.
     """
 
     def __init__(
-        self, trunk: Callable[[Tensor], nn.Module], *, images: Mapping[str, Tensor], supervised: Callable[[], trained.Weights], contrast: Contrast,
-        label: str = "",
+        self, *, images: Mapping[str, Tensor], how: Contrast, depth: int, stride: int, name: str = "lite0", weights: str | None = None, seed: int = 0,
+        device: str = "cpu", label: str = "",
     ):  # fmt: skip
-        self.trunk, self.how, self.label = trunk, contrast, label
         self.images = {**images, "sat": torch.cat([images["sat train"], images["sat val"]])}
-        self.supervised = functools.cache(supervised)
-        self.weights = functools.cache(self._weights)
+        self.how, self.seed, self.device, self.label = how, seed, device, label
+        known, blank = towers.image(name, weights=weights), towers.image(name, seed=seed)
+        self.split = {"ImageNet": known.split(depth, stride), "/": blank.split(depth, stride)}
+        self.trunk = functools.cache(self._trunk)
 
-    def _weights(self, term: str) -> trained.Weights | None:
-        """The weights that a term of Table 3.1 names; None for "/"."""
-        if term == "/":
-            return None
-        if term == SUPERVISED:
-            return self.supervised()
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any], learn: pairs.Pairs, judge: pairs.Pairs, *, equal: bool, seed: int, device: str, label: str = "") -> "Starts":
+        """As the parameters of a chapter say: contrast, tower, tower_weights, tail."""
+        return cls(
+            images=images_of(learn, judge, equal=equal), how=Contrast.of(parameters["contrast"], seed=seed), name=parameters["tower"],
+            weights=parameters["tower_weights"] or None, seed=seed, device=device, label=label, **parameters["tail"],
+        )  # fmt: skip
+
+    def stem(self, term: str, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n c i j"]:
+        """What the stem of a term gives of images, stored."""
+        network, _ = self.split["ImageNet" if term == "ImageNet" or term.endswith("*") else "/"]
+        return towers.stored(network, images, "forward", device=self.device)["forward"].float()
+
+    def _trunk(self, term: str) -> tuple[nn.Module, nn.Module]:
+        """The stem and the tail that a term of Table 3.1 names; the tail is shared: copy it before it is trained."""
+        if term in self.split:
+            return self.split[term]
         name = term.removesuffix("*")
         if name not in self.images:
-            raise ValueError(f"term: expected '/', {SUPERVISED!r} or one of {', '.join(self.images)} with or without *, found {term!r}")
-        trunk = self.trunk(self.images[name])
-        if term.endswith("*"):
-            load(trunk, self.supervised())
-        return contrasted(trunk, self.images[name], self.how, label=f"{self.label} {term}".strip())
+            raise ValueError(f"term: expected '/', 'ImageNet' or one of {', '.join(self.images)} with or without *, found {term!r}")
+        stem, tail = self.split["ImageNet" if term.endswith("*") else "/"]
+        return stem, contrasted(stem, tail, self.images[name], self.how, device=self.device, label=f"{self.label} {term}".strip())
 
-    def load(self, model: crossview.TwoBranch, setting: int) -> None:
-        """Start both branches of a model as a setting of Table 3.1 says."""
-        if setting not in SETTINGS:
-            raise ValueError(f"setting: expected one of Table 3.1, 1..7, found {setting}")
-        for branch, term in zip((model.ground, model.satellite), SETTINGS[setting], strict=True):
-            load(branch.trunk, self.weights(term))
+
+def contrasted(stem: nn.Module, tail: nn.Module, images: UInt8[Tensor, "n 3 h w"], how: Contrast, *, device: str = "cpu", label: str = "") -> nn.Module:
+    """The tail after MoCo v2 on the images behind a frozen stem; done once for all who ask."""
+
+    def step() -> nn.Module:
+        views = augmented(stem, images, how, seed=how.recipe.seed, device=device)
+        trunk = Trunk(copy.deepcopy(tail).requires_grad_(True), views[:256, 0])
+        options = {k: getattr(how, k) for k in ("dim", "queue", "momentum", "temperature")}
+        return moco.MoCo(trunk, moco.of_stored(views), **options).to(device)
+
+    settings = {k: v for k, v in dataclasses.asdict(how).items() if k not in ("recipe", "batch")}
+    states = [*stem.state_dict().values(), *tail.state_dict().values()]
+    key = {"start": cache.digest(*states), "images": cache.digest(images), "settings": settings, "device": device.split(":")[0]}
+    found = trained.once(
+        "tail-moco", step, lambda step: step.query.trunk.tail, n=len(images), batch=how.batch, recipe=how.recipe, key=key, code=__name__,
+        libraries=("torchvision", "timm"), label=label,
+    )  # fmt: skip
+    learnt = copy.deepcopy(tail)
+    learnt.load_state_dict(found)
+    return learnt
+
+
+def prepare(parameters: Mapping[str, Any], *, device: str = "cpu", terms: Sequence[str] = ("sat*", "grd*")) -> None:
+    """Stage 1 of unseen cities for seed 0 of a chapter with these parameters, which then lies stored."""
+    world = matching.City.of(parameters, seed=0)
+    made = Starts.of(parameters, world.part("cross", "train"), world.part("cross", "test"), equal=True, seed=0, device=device, label="stage 1")
+    for term in terms:
+        made.trunk(term)

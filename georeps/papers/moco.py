@@ -51,47 +51,63 @@ def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
 
 
 class Projected(nn.Module):
-    """Trunk, average pooling and MoCo v2's head, a hidden layer as wide as the trunk (512-512-128): image "b 3 h w" -> "b dim"."""
+    """Trunk, average pooling and MoCo v2's head, a hidden layer as wide as the trunk (512-512-128): what the trunk reads, "b c h w" -> "b dim"."""
 
     def __init__(self, trunk: nn.Module, dim: int = 128):
         super().__init__()
         self.trunk, self.pool = trunk, pooling.GAP(trunk.out_dim)
         self.head = nn.Sequential(nn.Linear(trunk.out_dim, trunk.out_dim), nn.ReLU(), nn.Linear(trunk.out_dim, dim))
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return self.head(self.pool(self.trunk(image)).vector)
 
 
 class MoCo(nn.Module):
     """A step of pre-training: indices of images -> InfoNCE (`train.fit` calls it); what has learned is `query.trunk`.
 
-    `fetch(indices)` gives uint8 images "b 3 h w", `augment` two views of them. In training mode each call first moves the key
+    `views(indices)` gives two augmented views of each image (`of_images`, `of_stored`). In training mode each call first moves the key
     encoder (after the optimiser's last step: Algorithm 1 in another order) and last enqueues the keys, so that no key is a negative of
-    its own step. In evaluation mode the loss alone is computed. Shuffled batch normalisation is left out: VGG16 has none.
+    its own step. In evaluation mode the loss alone is computed. Shuffled batch normalisation is left out: VGG16 has none, a frozen tower's is not of batches.
     """
 
     def __init__(
-        self, trunk: nn.Module, fetch: Callable[[Int64[Tensor, " b"]], Tensor], augment: Callable[[Tensor], Tensor], *, dim: int = 128,
-        queue: int = 16384, momentum: float = 0.999, temperature: float = 0.2,
+        self, trunk: nn.Module, views: Callable[[Int64[Tensor, " b"]], tuple[Tensor, Tensor]], *, dim: int = 128, queue: int = 16384,
+        momentum: float = 0.999, temperature: float = 0.2,
     ):  # fmt: skip
         super().__init__()
         _check_momentum(momentum)
         self.query = Projected(trunk, dim)
         self.key = slow_copy(self.query)
         self.queue = Queue(queue, dim)
-        self.fetch, self.augment, self.momentum, self.temperature = fetch, augment, momentum, temperature
+        self.views, self.momentum, self.temperature = views, momentum, temperature
 
     def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
-        images = self.fetch(index).to(self.queue.keys.device, non_blocking=True)
-        query = self.query(self.augment(images))
+        view, other = (x.to(self.queue.keys.device, non_blocking=True) for x in self.views(index))
+        query = self.query(view)
         with torch.no_grad():
             if self.training:
                 follow(self.key, self.query, self.momentum)
-            key = self.key(self.augment(images))
+            key = self.key(other)
         loss = losses.info_nce(query, key, self.queue.keys, self.temperature)
         if self.training:
             self.queue.push(key)
         return loss
+
+
+def of_images(images: UInt8[Tensor, "n 3 h w"], augment: Callable[[Tensor], Tensor]) -> Callable[[Int64[Tensor, " b"]], tuple[Tensor, Tensor]]:
+    """Indices -> two views of these images, augmented anew."""
+    return lambda index: (augment(images[index]), augment(images[index]))
+
+
+def of_stored(views: Float[Tensor, "n v c h w"]) -> Callable[[Int64[Tensor, " b"]], tuple[Tensor, Tensor]]:
+    """Indices -> two different ones of the views that are stored of each."""
+
+    def pick(index: Tensor) -> tuple[Tensor, Tensor]:
+        first = torch.randint(views.shape[1], (len(index),))
+        other = (first + torch.randint(1, views.shape[1], (len(index),))) % views.shape[1]
+        return views[index, first].float(), views[index, other].float()
+
+    return pick
 
 
 class CrossViewMoCo(nn.Module):

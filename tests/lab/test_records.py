@@ -149,14 +149,14 @@ def test_a_table_has_an_interval_a_cell_and_a_dash_where_nothing_was_recorded(re
 
 
 def test_outcomes_are_stored_beside_the_record_and_their_mean_is_the_metric(results):
-    """Of the metrics that the ledger names: `crossview.loss.info_nce.r1` is one."""
+    """Of the metrics that the ledger names: `crossview.safa_polar.cross.r1` is one."""
     run = records.Run("03_x", profile="smoke", seed=0, device="cpu", parameters={})
     hits = torch.tensor([True, False, False, True])
-    assert run.outcomes("crossview.loss.info_nce.r1", 100.0 * hits) == 50 and run.outcomes("nobody.asks", [0.25, -0.5]) == -0.125
+    assert run.outcomes("crossview.safa_polar.cross.r1", 100.0 * hits) == 50 and run.outcomes("nobody.asks", [0.25, -0.5]) == -0.125
     (record,) = [records.read_record(run.save())]
-    assert record.metrics == {"crossview.loss.info_nce.r1": 50, "nobody.asks": -0.125}
-    assert list(record.outcomes) == ["crossview.loss.info_nce.r1"] and record.outcomes["crossview.loss.info_nce.r1"].tolist() == [100, 0, 0, 100]
-    assert record.outcomes["crossview.loss.info_nce.r1"].dtype == np.uint8
+    assert record.metrics == {"crossview.safa_polar.cross.r1": 50, "nobody.asks": -0.125}
+    assert list(record.outcomes) == ["crossview.safa_polar.cross.r1"] and record.outcomes["crossview.safa_polar.cross.r1"].tolist() == [100, 0, 0, 100]
+    assert record.outcomes["crossview.safa_polar.cross.r1"].dtype == np.uint8
 
 
 @pytest.mark.parametrize("values", [[1.0, math.nan], [], [[1.0]]])

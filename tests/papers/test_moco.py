@@ -19,7 +19,7 @@ def small(images, **options) -> moco.MoCo:
     torch.manual_seed(0)
     trunk = encoders.VGG16(width=0.0625, blocks=2)
     options = {"dim": 8, "queue": 10, "momentum": 0.9} | options
-    return moco.MoCo(trunk, lambda i: images[i], moco.Augmentation(blur=(0.1, 0.5)), **options)
+    return moco.MoCo(trunk, moco.of_images(images, moco.Augmentation(blur=(0.1, 0.5))), **options)
 
 
 @pytest.mark.parametrize("size", [1, 5, 7, 16])
@@ -54,7 +54,7 @@ def test_the_slow_copy_is_the_closed_form_of_its_past_and_keeps_its_own_buffers(
 def test_the_loss_is_cross_entropy_over_one_key_and_the_queue_before_it_takes_the_keys():
     images = pictures(6)
     step = small(images, temperature=0.3)
-    step.augment = encoders.scale
+    step.views = moco.of_images(images, encoders.scale)
     before = step.queue.keys.clone()
     x = images.float() / 255
     with torch.no_grad():
