@@ -49,21 +49,6 @@ def test_a_start_is_trained_once_and_another_anew(monkeypatch):
         table().trunk("sat train*")
 
 
-def test_stage_1_knows_an_image_again_more_often_than_before():
-    torch.manual_seed(0)
-    images = torch.nn.functional.interpolate(pictures(48, 3)[..., ::8, ::8].float(), size=(32, 32), mode="bicubic").clamp(0, 255).byte()
-    stem, tail = towers.image("lite0").split(1, 16)
-    how = starts.Contrast(train.Recipe(epochs=15, lr=1e-3, optimizer="adamw"), batch=16, queue=64, momentum=0.9, dim=32, crop=0.5, blur=(0.1, 0.3))
-    views = starts.augmented(stem, images, how, seed=0)
-
-    def known(tail) -> float:
-        with torch.no_grad():
-            q, g = (torch.nn.functional.normalize(tail(views[:, v].float()).mean((2, 3)), dim=1) for v in (0, 1))
-        return float(((q @ g.T).argmax(1) == torch.arange(48)).float().mean())
-
-    assert known(starts.contrasted(stem, tail, images, how)) > known(tail)
-
-
 def test_a_trunk_standardises_what_its_tail_gives():
     stem, tail = towers.image("lite0").split(1, 16)
     with torch.no_grad():
