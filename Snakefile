@@ -50,6 +50,10 @@ def seeds(chapter, profile):
     return range((PARAMETERS[chapter][profile] or {}).get("seeds", 1))
 
 
+def searching(chapter, profile):
+    return (PARAMETERS[chapter][profile] or {}).get("searching", len(seeds(chapter, profile)))
+
+
 def notebook(chapter, profile=PROFILE):
     return f"book/runs/{profile}/{chapter}-s0.ipynb"
 
@@ -215,6 +219,8 @@ rule reference:
     # a record of the reference that is there and of today's code is kept; a page's numbers are judged by it
     input:
         lambda w: [recorded(c, min(int(w.seed), max(seeds(c, w.profile))), w.profile) for c in AFTER.get(w.chapter, [])],
+        # seeds that take the settings which others have searched
+        lambda w: [recorded(w.chapter, int(w.seed) % n, w.profile) for n in [searching(w.chapter, w.profile)] if int(w.seed) >= n],
         prepared,
     output:
         touch("book/runs/reference/{profile}/{chapter}-s{seed}.done"),

@@ -13,18 +13,19 @@ T = TypeVar("T")
 
 
 def whole(run: records.Run) -> bool:
-    """Whether a run makes every row and searches every setting: the reference does, and smoke; a book's own run makes what its reference chose."""
-    return "GEOREPS_LIVE" not in os.environ or run.record.profile == "smoke"
+    """Whether a run makes every row: all do but the book's own of profile laptop, and those with parameters of one's own on the embedded worlds."""
+    live = "GEOREPS_LIVE" in os.environ and run.record.profile in ("laptop", "custom")
+    return not live or bool(run.record.parameters.get("data_root"))
 
 
 def best(run: records.Run, name: str, grid: Mapping[str, Sequence[float]], train: Callable[..., tuple[T, float]]) -> T:
     """Of the models that `train(**setting)` gives with a score on validation data, the one of the highest; the first of equals.
 
     Searched axis by axis, the last one first, each at what was chosen on those after it and at the middle of those before it. Scores are recorded as
-    <name>.search.<axis>.<value>, what was chosen as <name>.chosen.<axis>. A run that is not `whole` trains once, with what the reference of its chapter,
-    profile and seed chose, where there is one (with parameters of one's own: what that of profile laptop chose).
+    <name>.search.<axis>.<value>, what was chosen as <name>.chosen.<axis>. Where a chapter says `searching: n`, seeds from n on train once, with what
+    seed modulo n chose in the reference, and so does a run that is not `whole`, with what its seed chose; without such a choice each searches.
     """
-    known = {} if whole(run) else _chosen(run, name, grid)
+    known = _chosen(run, name, grid)
     if known:
         model, _ = train(**known)
     else:
@@ -53,9 +54,12 @@ def curve(here: Mapping[str, Mapping[int, float]], name: str, axis: str, values:
 
 
 def _chosen(run: records.Run, name: str, grid: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    own = run.record
+    """What the reference chose for this run; {} where it has to search itself."""
+    own, searching = run.record, run.record.parameters.get("searching", run.record.seed + 1)
+    if whole(run) and own.seed < searching or own.parameters.get("data_root"):
+        return {}
     profile = "laptop" if own.profile == "custom" else own.profile
     found = {record.seed: record.metrics for record in records.records(profile, chapter=own.chapter, live=False)}
-    metrics = found.get(own.seed, next(iter(found.values()), {}))
+    metrics = found.get(own.seed % searching, {})
     chosen = {axis: metrics.get(f"{name}.chosen.{axis}") for axis in grid}
-    return {} if None in chosen.values() else chosen
+    return chosen if all(chosen[axis] in grid[axis] for axis in grid) else {}

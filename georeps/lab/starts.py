@@ -64,7 +64,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.tail = tail
         with torch.no_grad():
-            maps = torch.cat([tail(part.float()) for part in like.split(256)])
+            maps = torch.cat([tail.cpu()(part.float().cpu()) for part in like.split(256)])
         self.register_buffer("mean", maps.mean(dim=(0, 2, 3), keepdim=True))
         self.register_buffer("std", maps.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-3))
         self.out_dim, self.grid = maps.shape[1], tuple(maps.shape[-2:])
@@ -84,11 +84,16 @@ def augmented(stem: nn.Module, images: UInt8[Tensor, "n 3 h w"], how: Contrast, 
     return torch.stack(views, dim=1)
 
 
-def images_of(learn: pairs.Pairs, judge: pairs.Pairs, *, equal: bool) -> dict[str, Tensor]:
-    """What the terms of Table 3.1 are trained on, from the training and the evaluation part; `equal` takes as many tiles of either."""
-    train_tiles, val_tiles = learn.gallery(), judge.gallery()
+def images_of(learn: pairs.Pairs, judge: pairs.Pairs, *, equal: bool, held: int = 0) -> dict[str, Tensor]:
+    """What the terms of Table 3.1 are trained on, from the training and the evaluation part; `equal` takes as many tiles of either.
+
+    The last `held` training pairs are left out: their tiles and panoramas stay unseen by stage 1.
+    """
+    kept = torch.ones(len(learn.gallery()), dtype=torch.bool)
+    kept[learn.positive[len(learn) - held :]] = False
+    train_tiles, val_tiles = learn.gallery()[kept], judge.gallery()
     most = min(len(train_tiles), len(val_tiles)) if equal else None
-    return {"sat train": train_tiles[:most], "sat val": val_tiles[:most], "grd": torch.cat([learn.ground, judge.ground])}
+    return {"sat train": train_tiles[:most], "sat val": val_tiles[:most], "grd": torch.cat([learn.ground[: len(learn) - held], judge.ground])}
 
 
 class Starts:
@@ -110,9 +115,9 @@ class Starts:
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any], learn: pairs.Pairs, judge: pairs.Pairs, *, equal: bool, seed: int, device: str, label: str = "") -> "Starts":
-        """As the parameters of a chapter say: contrast, tower, tower_weights, tail."""
+        """As the parameters of a chapter say: contrast, tower, tower_weights, tail, and n_val, the training pairs that no start has seen."""
         return cls(
-            images=images_of(learn, judge, equal=equal), how=Contrast.of(parameters["contrast"], seed=seed), name=parameters["tower"],
+            images=images_of(learn, judge, equal=equal, held=parameters["n_val"]), how=Contrast.of(parameters["contrast"], seed=seed), name=parameters["tower"],
             weights=parameters["tower_weights"] or None, seed=seed, device=device, label=label, **parameters["tail"],
         )  # fmt: skip
 

@@ -133,7 +133,7 @@ def shuffled(n: int, batch: int, *, seed: int, tiles: Tensor | None = None) -> C
     def batches(epoch: int) -> list[Tensor]:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(_mix(seed, epoch)))
         if sets is not None:
-            found = _distinct(order.tolist(), sets, batch)
+            found = distinct(order.tolist(), sets, batch)
             if not found:
                 raise ValueError(f"batch: expected {batch} of the {n} items to share no tile, found fewer; choose a smaller batch")
             return found
@@ -142,7 +142,8 @@ def shuffled(n: int, batch: int, *, seed: int, tiles: Tensor | None = None) -> C
     return batches
 
 
-def _distinct(waiting: list[int], sets: list[frozenset], batch: int) -> list[Tensor]:
+def distinct(waiting: list[int], sets: list[frozenset], batch: int) -> list[Tensor]:
+    """Batches of items in the order they wait in, none of which hold two whose sets meet: an item that meets one waits for a later batch."""
     full = []
     while len(waiting) >= batch:
         chosen, used, later = [], set(), []

@@ -140,26 +140,23 @@ def same_place(position: Float[Tensor, "b 2"], metres: float = 25.0) -> Bool[Ten
 class Matching(nn.Module):
     """The training step of a two-branch model: indices of pairs -> loss (`train.fit` calls it).
 
-    `fetch(indices)` gives the pairs' images, uint8 "b 3 h w" each, from memory or from disk. `loss(ground, satellite)` is Eq. 3.3
-    unless said. With `position` "n 2" in metres, pairs less than 25 m apart are no negatives of each other (`same_place`). With
-    `rotated` every panorama is turned by a random angle: training without knowing north. `augment` makes floats in [0, 1] of the
-    bytes of either view.
+    `fetch(indices)` gives what the branches read of the pairs: images, uint8 "b 3 h w", or a tower's maps. `loss(ground, satellite)` is Eq. 3.3
+    unless said. With `position` "n 2" in metres, pairs less than 25 m apart are no negatives of each other (`same_place`). `augment` makes floats in
+    [0, 1] of the bytes of either view.
     """
 
     def __init__(
         self, model: TwoBranch, fetch: Callable[[Int64[Tensor, " b"]], tuple[Tensor, Tensor]], *,
-        loss: Callable[..., Float[Tensor, ""]] = losses.soft_margin_triplet, position: Float[Tensor, "n 2"] | None = None, rotated: bool = False,
+        loss: Callable[..., Float[Tensor, ""]] = losses.soft_margin_triplet, position: Float[Tensor, "n 2"] | None = None,
         augment: Callable[[Tensor], Tensor] = encoders.scale,
     ):  # fmt: skip
         super().__init__()
         self.model, self.fetch, self.loss, self.position = model, fetch, loss, position
-        self.rotated, self.augment = rotated, augment
+        self.augment = augment
 
     def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
         device = next(self.model.parameters()).device
         ground, satellite = (self.augment(x.to(device, non_blocking=True)) for x in self.fetch(index))
-        if self.rotated:
-            ground = turn(ground, torch.randint(ground.shape[-1], (len(ground),)))
         near = None if self.position is None else same_place(self.position[index]).to(device)
         return self.loss(*self.model(ground, satellite), same_place=near)
 
@@ -201,22 +198,21 @@ def safa_vgg(
 
 
 def hard_batches(
-    neighbours: Callable[[int], Int64[Tensor, "n k"]], n: int, batch: int, *, seed: int
+    neighbours: Callable[[int], Int64[Tensor, "n k"]], n: int, batch: int, *, seed: int, tiles: Int64[Tensor, "n t"] | None = None
 ) -> Callable[[int], list[Int64[Tensor, " b"]]]:  # fmt: skip
     """Batches of n pairs in which items stand beside neighbours of theirs, as hard negatives (Sample4Geo, 2023).
 
     `neighbours(epoch)` gives each item's nearest others: by position, of the same cell, say, or by the descriptors of that epoch. Items come in an order
-    drawn from (seed, epoch), each followed by its unused neighbours; the last, which fill no batch, sit out.
+    drawn from (seed, epoch), each followed by its unused neighbours; the last, which fill no batch, sit out. `tiles`: as in `train.shuffled`.
     """
+    sets = [frozenset([i]) for i in range(n)] if tiles is None else [frozenset(row) for row in tiles.tolist()]
 
     def batches(epoch: int) -> list[Tensor]:
         order = train.shuffled(n, n, seed=seed)(epoch)[0].tolist()
-        near, used, found = neighbours(epoch).tolist(), set(), []
+        near, found = neighbours(epoch).tolist(), dict.fromkeys(())
         for i in order:
-            group = [j for j in (i, *near[i]) if j not in used]
-            if i not in used:
-                found += group
-                used.update(group)
-        return list(torch.tensor(found[: n - n % batch]).split(batch))
+            if i not in found:
+                found |= dict.fromkeys((i, *(j for j in near[i] if j not in found)))
+        return train.distinct(list(found), sets, batch)
 
     return batches

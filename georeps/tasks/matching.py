@@ -44,15 +44,17 @@ class City:
 
     def at(self, moment: str) -> UInt8[Tensor, "q 3 h w"]:
         """Panoramas of the test places of unseen cities at one of MOMENTS; the satellite's is the first."""
-        return city.ground(self._tested(), size=self.shape.ground, elevation=self.shape.elevation, moment=MOMENTS[moment])
+        return city.ground(self.tested(), size=self.shape.ground, elevation=self.shape.elevation, moment=MOMENTS[moment])
 
     def off_centre(self, metres: float) -> dict[str, Tensor]:
         """Their tiles with centres so many metres away from the cameras, in directions drawn for each place, in each view."""
-        where = self._tested()
+        where = self.tested()
         return pairs.in_views(self.shape, lambda size: city.satellite(where, size=size[0], offset=float(metres)))
 
-    def _tested(self) -> city.Places:
-        return city.places(split="cross", part="test", n=self.n_test, tiles=self.tiles)
+    def tested(self) -> city.Places:
+        """The test places of unseen cities."""
+        most = len(city.places(split="cross", part="test", tiles=self.tiles))
+        return city.places(split="cross", part="test", n=min(self.n_test, most), tiles=self.tiles)
 
 
 def prepare(parameters: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from georeps.lab import records, searched
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setenv("GEOREPS_RESULTS", str(tmp_path / "results"))
-    return lambda profile="laptop", seed=0: records.Run("03_crossview", profile=profile, seed=seed, device="cpu", parameters={"seeds": 2})
+    return lambda profile="laptop", seed=0: records.Run("03_crossview", profile=profile, seed=seed, device="cpu", parameters={"seeds": 4, "searching": 2})
 
 
 GRID = {"lr": [0.001, 0.01, 0.1, 1.0], "gamma": [1.0, 10.0, 100.0]}
@@ -31,15 +31,19 @@ def test_the_best_is_found_axis_by_axis_and_every_score_recorded(run):
     assert list(searched.curve(here, "x.row", "gamma", GRID["gamma"])) == GRID["gamma"]
 
 
-def test_a_live_run_trains_once_with_what_the_reference_chose(run, monkeypatch, tmp_path):
-    reference = run()
-    searched.best(reference, "x.row", GRID, peaked([]))
-    reference.save()
+def test_a_live_run_and_later_seeds_train_once_with_what_the_reference_chose(run, monkeypatch, tmp_path):
+    for seed in (0, 1):
+        reference = run(seed=seed)
+        searched.best(reference, "x.row", GRID, peaked([]))
+        reference.save()
+    calls = []
+    assert searched.best(run(seed=3), "x.row", GRID, peaked(calls)) == "0.01, 100.0" and len(calls) == 1
     monkeypatch.setenv("GEOREPS_LIVE", str(tmp_path / "live"))
     for live in (run(), run(profile="custom", seed=7)):
         calls = []
         assert not searched.whole(live) and searched.best(live, "x.row", GRID, peaked(calls)) == "0.01, 100.0" and len(calls) == 1
-    calls = []
-    searched.best(run(), "x.other", GRID, peaked(calls))
-    assert len(calls) == 6, "what no reference chose is searched"
-    assert searched.whole(run(profile="smoke"))
+    for name, grid in (("x.other", GRID), ("x.row", GRID | {"lr": [0.1, 1.0]})):
+        calls = []
+        searched.best(run(), name, grid, peaked(calls))
+        assert len(calls) > 3, "what no reference chose is searched, and what is no longer among the values"
+    assert searched.whole(run(profile="smoke")) and searched.whole(run(profile="gpu"))
