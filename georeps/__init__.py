@@ -62,6 +62,7 @@ lab/        what turns runs into pages
     speed           the core raced beside its peers
     trained         a training that chapters share, stored
     starts          the starts of the thesis's Table 3.1
+    supervised      a supervised start, for chapters that have no tower yet
     clip            a small CLIP, and published ones
     locators        locators of the Earth, trained and stored
 
