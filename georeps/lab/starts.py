@@ -62,7 +62,7 @@ class Trunk(nn.Module):
 
     def __init__(self, tail: nn.Module, like: Float[Tensor, "n c h w"]):
         super().__init__()
-        self.tail = tail
+        self.tail = tail.to(memory_format=torch.channels_last)  # in which depthwise convolutions of small maps take three quarters of the time
         with torch.no_grad():
             maps = torch.cat([tail.cpu()(part.float().cpu()) for part in like.split(256)])
         self.register_buffer("mean", maps.mean(dim=(0, 2, 3), keepdim=True))
@@ -70,7 +70,7 @@ class Trunk(nn.Module):
         self.out_dim, self.grid = maps.shape[1], tuple(maps.shape[-2:])
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
-        return (self.tail(x) - self.mean) / self.std
+        return (self.tail(x.contiguous(memory_format=torch.channels_last)) - self.mean) / self.std
 
 
 @torch.no_grad()
