@@ -132,13 +132,15 @@ def sweep(
     return figure
 
 
-def frontier(curves: Mapping[str, Mapping[float, Sequence[float]]], *, names: tuple[str, str]) -> Figure:
-    """Two measures of one setting against each other, mean over seeds, each point marked by its setting; `names` are the axes'."""
+def frontier(curves: Mapping[str, Mapping[float, Sequence[float]]], *, names: tuple[str, str], line: bool = True) -> Figure:
+    """Two measures of one setting against each other, mean over seeds with its 95% t intervals, each point marked by its setting.
+
+    `names` are the axes'; a `line` joins the settings in their order.
+    """
     figure, ax = plt.subplots(figsize=(5, 3.6), layout="constrained")
-    (first, second) = curves.values()
-    x, y = ([np.mean(values) for values in curve.values()] for curve in (first, second))
-    ax.plot(x, y, marker="o", color=PALETTE[0])
-    for setting, a, b in zip(first, x, y, strict=True):
+    (x, dx, _), (y, dy, _) = (np.array([records.interval(values) for values in curve.values()]).T for curve in curves.values())
+    ax.errorbar(x, y, xerr=np.nan_to_num(dx), yerr=np.nan_to_num(dy), fmt="o-" if line else "o", color=PALETTE[0], ecolor="0.6", elinewidth=1)
+    for setting, a, b in zip(next(iter(curves.values())), x, y, strict=True):
         ax.annotate(f"{setting:g}", (a, b), textcoords="offset points", xytext=(5, 5))
     ax.set(xlabel=names[0], ylabel=names[1])
     return figure
