@@ -76,7 +76,8 @@ class Trunk(nn.Module):
 @torch.no_grad()
 def augmented(stem: nn.Module, images: UInt8[Tensor, "n 3 h w"], how: Contrast, *, seed: int = 0, device: str = "cpu") -> Float[Tensor, "n v c i j"]:
     """What a frozen stem gives of `how.views` augmented views of each image, float16."""
-    augment, stem, views = moco.Augmentation(crop=how.crop, flip=how.flip, blur=how.blur, group=how.group), stem.to(device), []
+    augment, views = moco.Augmentation(crop=how.crop, flip=how.flip, blur=how.blur, group=how.group), []
+    stem = copy.deepcopy(stem).to(device, memory_format=torch.channels_last)  # a copy, for in this format it rounds otherwise
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _ in range(how.views):
