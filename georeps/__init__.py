@@ -45,6 +45,7 @@ readers/    official data sets on disk
 tasks/      one record for a method to take, from a world or from your data
     pairs           ground and satellite
     unseen          classes never trained on
+    fine            fine classes, as images and as a frozen tower has seen them
     matching        pairs of the city, off centre and at other times too
     floors          rows that learn nothing
     probes          what each chapter asks of an image, for a nearest neighbour: the floors of the book

@@ -6,13 +6,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from georeps.nets import losses
@@ -86,8 +86,8 @@ def row(
 class Mixing(NamedTuple):
     """M(a) of all anchors at once: m pairs of sources, and which of them belong to which anchor."""
 
-    first: Int64[Tensor, " m"]
-    second: Int64[Tensor, " m"]
+    first: Int64[Tensor, " m"]  # of the batch
+    second: Int64[Tensor, " m"]  # of the batch; of all images where the mixed ones are a bank's
     member: Bool[Tensor, "q m"]
     labels: tuple[float, float]  # y of the first, of the second: 1 a positive, 0 a negative
 
@@ -133,12 +133,65 @@ def drawn(mask: Bool[Tensor, "q n"], k: int) -> Bool[Tensor, "q n"]:
     return hardest(torch.rand(mask.shape, device=mask.device), mask, k)
 
 
+@dataclass(frozen=True)
+class Bank:
+    """Mixed inputs that were made ahead, for a trunk that stays frozen: of each of n images k, with a partner and a lambda of their own.
+
+    Paper: an anchor's hardest negatives in the batch, mixed anew each step. Here: an image's hardest in the training set, by the
+    frozen trunk, mixed once; a step then costs no pass of the trunk.
+    """
+
+    seen: Float[Tensor, "n k *s"]  # what the trunk makes of lambda x + (1 - lambda) x'
+    partner: Int64[Tensor, "n k"]  # x' among the n
+    lam: Float[Tensor, "n k"]
+
+
+def bank(
+    images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], see: Callable[[UInt8[Tensor, "n 3 h w"]], Tensor], *,
+    partners: Literal["hardest", "negative", "positive"] = "hardest", k: int = 3, alpha: float = 2.0, seed: int = 0,
+) -> Bank:  # fmt: skip
+    """Each image with k partners: the most similar of other classes, as `see` (images -> rows) has it, or drawn ones of other classes or of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    same = labels[:, None] == labels
+    if partners == "hardest":
+        rows = F.normalize(see(images), dim=1)
+        near = rows @ rows.T
+    else:
+        near = torch.rand(same.shape, generator=generator)
+    allowed = same & ~torch.eye(len(same), dtype=torch.bool) if partners == "positive" else ~same
+    if int(allowed.sum(1).min()) < k:
+        raise ValueError(f"k: expected at most {int(allowed.sum(1).min())}, the partners ({partners}) that every image has, found {k}")
+    partner = near.masked_fill(~allowed, -math.inf).topk(k, dim=1).indices
+    low, high = (torch._standard_gamma(torch.full(partner.shape, alpha), generator=generator) for _ in range(2))
+    lam = low / (low + high)
+    mixed = [mix(images.float(), images[partner[:, j]].float(), lam[:, j]).round().byte() for j in range(k)]
+    return Bank(torch.stack([see(x) for x in mixed], dim=1), partner, lam)
+
+
+class Head(nn.Module):
+    """What learns on a frozen trunk: two linear layers with a ReLU between, or one without `hidden`; rows "b c" -> unit rows "b d".
+
+    To `Metrix` its features are what comes before the ReLU: a linear layer of mixed features is the mixture of what it makes of them.
+    """
+
+    def __init__(self, width: int, dim: int, hidden: int = 512):
+        super().__init__()
+        self.trunk = nn.Linear(width, hidden) if hidden else nn.Identity()
+        self.rest = nn.Sequential(nn.ReLU(), nn.Linear(hidden, dim)) if hidden else nn.Linear(width, dim)
+
+    def forward(self, rows: Float[Tensor, "b c"]) -> Float[Tensor, "b d"]:
+        return self.embed(self.trunk(rows))
+
+    def embed(self, features: Float[Tensor, "b c"]) -> Float[Tensor, "b d"]:
+        return F.normalize(self.rest(features), dim=-1)
+
+
 class Metrix(nn.Module):
     """A step of metric learning: indices of images -> the error of Eq. 2.10 (`train.fit` calls it).
 
-    `model` is an `encoders.Descriptor`; `labels` are classes 0.. of all images; `fetch(index)` gives uint8 images, `augment` makes them floats.
-    Without mixups the clean loss; of several one is drawn each step. Embeddings and features are computed once a step; input mixup needs a
-    second pass, for its negatives are known after the first.
+    `model` is an `encoders.Descriptor` or a `Head`; `labels` are classes 0.. of all images; `fetch(index)` gives uint8 images, `augment` makes them
+    floats. Without mixups the clean loss; of several one is drawn each step. Embeddings and features are computed once a step; input mixup needs a
+    second pass, for its negatives are known after the first, or a `Bank` by each kind of partner.
 
     Proxies, where the loss has some, start as rows of length 1 / `speed`: normalised they turn under Adam about `speed` times as fast as rows
     of length 1, the slower the longer they grow, which stands for the proxies' own learning rate; a bound on the norm of all gradients sees
@@ -153,9 +206,10 @@ class Metrix(nn.Module):
         self, model: nn.Module, loss: Callable[[Tensor, Tensor, Tensor], Tensor], labels: Int64[Tensor, " n"],
         fetch: Callable[[Int64[Tensor, " b"]], Tensor], *, augment: Callable[[Tensor], Tensor], dim: int, mixups: tuple[Mixup, ...] = (),
         mine: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None, centres: int = 1, speed: float = 10.0,
-        synthesis: bool = False,
+        synthesis: bool = False, banks: Mapping[str, Bank] | None = None,
     ):  # fmt: skip
         super().__init__()
+        self.banks = banks or {}
         self.model, self.loss, self.fetch, self.augment = model, loss, fetch, augment
         self.mixups, self.mine, self.centres, self.synthesis = mixups, mine, centres, synthesis
         self.register_buffer("labels", labels)
@@ -180,9 +234,10 @@ class Metrix(nn.Module):
             return error
         mixup = self.mixups[int(torch.randint(len(self.mixups), ()))]
         if mixup.anchor == "mixed" or self.other == "proxy":
-            return error + mixup.strength * self._mixed_anchors(mixup, images, grid, e, y)
+            return error + mixup.strength * self._mixed_anchors(mixup, index, images, grid, e, y)
         pairs = mixup.pairs[int(torch.randint(len(mixup.pairs), ()))]
-        v, lam, chosen = self.mixed(mixup, pairs, images, grid, e, y)
+        stored = mixup.kind == "input" and self.banks
+        v, lam, chosen = self.stored(mixup, pairs, index, y) if stored else self.mixed(mixup, pairs, images, grid, e, y)
         if not len(v):
             return error
         anchors = e if self.anchor == "example" else self.unit_proxies()
@@ -197,11 +252,29 @@ class Metrix(nn.Module):
         if mixup.hardest is not None:
             negative = hardest(similarity.detach(), negative, mixup.hardest)
         if mixup.positives is not None:
-            positive = drawn(positive, mixup.positives)
+            positive = drawn(positive, mixup.positives + (pairs == "pos-pos"))  # of one alone there is no pair
         own = torch.arange(len(positive), device=e.device) + (0 if self.anchor == "example" else len(e))
         chosen = mixing(pairs, positive, negative, own)
         lam = self._lambda(mixup, len(chosen.first), e.device)
         return self._f(mixup, images, grid, e, chosen.first, chosen.second, lam), lam, chosen
+
+    def stored(self, mixup: Mixup, pairs: Pair, index: Int64[Tensor, " b"], y: Int64[Tensor, " b"]) -> tuple[Tensor, Tensor, Mixing]:
+        """As `mixed`, of the bank: each image of the batch as anyone's positive, or as the anchor, with as many of its partners as are mixed."""
+        v, lam, first, second = self._of_bank("positive" if pairs == "pos-pos" else "hardest", mixup.hardest, index)
+        if self.anchor == "proxy":
+            member = torch.arange(len(self.proxies), device=y.device)[:, None] == y[first]
+        else:
+            itself = torch.arange(len(y), device=y.device)[:, None] == first
+            member = itself if pairs == "anc-neg" else (y[:, None] == y[first]) & ~itself
+        return v, lam, Mixing(first, second, member, (1.0, float(pairs == "pos-pos")))
+
+    def _of_bank(self, partners: str, k: int | None, index: Int64[Tensor, " b"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings of mixed inputs, their lambda, which of the batch and which of all images they were made of."""
+        if partners not in self.banks:
+            raise ValueError(f"banks: expected one of partners {partners!r}, found {', '.join(self.banks)}")
+        found, device = self.banks[partners], self.labels.device
+        seen, lam, partner = (x[index.cpu(), :k].flatten(0, 1).to(device) for x in (found.seen, found.lam, found.partner))
+        return self.model(seen), lam, torch.arange(len(index), device=device).repeat_interleave(len(lam) // len(index)), partner
 
     def unit_proxies(self) -> Float[Tensor, "c d"]:
         return F.normalize(self.proxies, dim=1)
@@ -229,19 +302,20 @@ class Metrix(nn.Module):
         similarity = (e @ self.unit_proxies().T).unflatten(1, (-1, self.centres))
         return losses.centre_similarity(similarity) if self.centres > 1 else similarity[:, :, 0]
 
-    def _mixed_anchors(self, mixup: Mixup, images, grid, e, y) -> Float[Tensor, ""]:
+    def _mixed_anchors(self, mixup: Mixup, index, images, grid, e, y) -> Float[Tensor, ""]:
         """Mixed examples as anchors, against proxies or clean examples, whose labels are those of the two sources mixed."""
-        apart = y[:, None] != y[None]
-        if mixup.anchor == "mixed":  # i-Mix: each with one of another class
-            first, second = torch.arange(len(y), device=y.device), torch.multinomial(apart.float(), 1)[:, 0]
+        apart, alone = y[:, None] != y[None], mixup.anchor == "mixed"  # i-Mix: each with one of another class
+        if mixup.kind == "input" and self.banks:
+            v, lam, first, second = self._of_bank("negative" if alone else "hardest", 1 if alone else mixup.hardest, index)
+            own, other = y[first], self.labels[second]
         else:
-            near = apart if mixup.hardest is None else hardest((e @ e.T).detach(), apart, mixup.hardest)
+            near = drawn(apart, 1) if alone else apart if mixup.hardest is None else hardest((e @ e.T).detach(), apart, mixup.hardest)
             first, second = near.nonzero(as_tuple=True)
-        lam = self._lambda(mixup, len(first), e.device)
-        v = self._f(mixup, images, grid, e, first, second, lam)
+            lam = self._lambda(mixup, len(first), e.device)
+            v = self._f(mixup, images, grid, e, first, second, lam)
+            own, other = y[first], y[second]
         classes = torch.arange(len(self.proxies) // self.centres, device=y.device) if self.other == "proxy" else y
-        same = (y[:, None] == classes).to(v)
-        label = mix(same[first], same[second], lam)
+        label = mix(*((of[:, None] == classes).to(v) for of in (own, other)), lam)
         return self.loss(self._to_proxies(v) if self.other == "proxy" else v @ e.T, label, 1 - label).mean()
 
     def _synthesised(self, e: Tensor, y: Tensor) -> Float[Tensor, ""]:

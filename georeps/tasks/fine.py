@@ -1,0 +1,131 @@
+"""Fine classes for metric learning: what is tested on, folders, cities or regions, is never trained on.
+
+    world = fine.of_values(size=64, n=24, n_test=20, seed=0)                              an attribute's values, in folders of PatternNet
+    world = fine.of_places(size=64, places=400, test_places=150, tiles=28, seed=0)        street pictures of places, six a place
+    world = fine.of_earth(size=64, n=120, n_test=60, seed=0)                              real patches by land cover and climate
+    world = fine.of_tree(root, layout="cub", size=224)                                    CUB, Cars196, SOP, In-Shop, your own folders
+    heads = fine.seen(world, tower)                                                       the same as a frozen tower has seen them
+
+Rates are chosen on a validation part that shares nothing with the training part. `seed` draws it where the world holds none of its own:
+a third of the folders or of the places, which all seeds share, so that they are rendered and seen by a tower once.
+"""  # fmt: skip
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+from georeps.core import metrics
+from georeps.nets import towers
+from georeps.tasks import unseen
+from georeps.worlds import city, earth, patterns
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images, bytes, or what a tower has seen of them, rows, and classes 0..; searched are each other, or `gallery` where the data has its own."""
+
+    x: Shaped[Tensor, "n ..."]
+    labels: Int64[Tensor, " n"]
+    gallery: tuple[Shaped[Tensor, "g ..."], Int64[Tensor, " g"]] | None = None
+
+    @property
+    def classes(self) -> int:
+        return int(self.labels.max()) + 1
+
+
+@dataclass(frozen=True)
+class World:
+    train: Part
+    val: Part
+    test: Part
+
+
+def of_values(*, size: int, n: int, n_test: int | None = None, seed: int = 0) -> World:
+    """n tiles of each value of each attribute of every other folder of PatternNet, n_test (n without) of those of the others."""
+    tiles, labels, folder = _values(patterns.FOLDERS[::2], n, "train")
+    test, fine, _ = _values(patterns.FOLDERS[1::2], n_test or n, "test")
+    return World(*_parted(patterns.render(tiles, size=size), labels, folder, seed), Part(patterns.render(test, size=size), fine))
+
+
+def of_places(*, size: int, places: int, test_places: int, tiles: int, seed: int = 0) -> World:
+    """Six views of each of so many places, by seasons, daylight and headings (`unseen.SEEN`); test places lie in cities never trained on."""
+    x, place = city.views(city.places(split="cross", part="train", n=places, tiles=tiles), size=size, seen=unseen.SEEN)
+    test = city.views(city.places(split="cross", part="test", n=test_places, tiles=tiles), size=size, seen=unseen.SEEN)
+    return World(*_parted(x, place, place, seed), Part(*test))
+
+
+def of_earth(*, size: int, n: int, n_test: int, least: int = 20, extent_km: float = 120.0, spacing_km: float = 60.0, seed: int = 0) -> World:
+    """Optical patches by the land cover and the climate of most of their land; validation and test blocks are never trained on.
+
+    Classes of which the test blocks hold `least` patches, of each at most n (test: n_test), the training ones drawn with `seed`.
+    """
+    where = {
+        p: earth.places(split="blocks", part=p, extent_km=extent_km, spacing_km=spacing_km, seed=seed if p == "train" else 0) for p in ("train", "val", "test")
+    }
+    named = {p: np.char.add(np.char.add(w.cover.astype(str), ", "), w.climate.astype(str)) for p, w in where.items()}
+    names, count = np.unique(named["test"], return_counts=True)
+    names = [name for name in names[count >= least] if (named["train"] == name).sum() >= least]
+
+    def part(p: str) -> Part:
+        rows = [np.flatnonzero(named[p] == name)[: n if p == "train" else n_test] for name in names]
+        rows, labels = np.concatenate(rows), np.repeat(np.arange(len(names)), [len(r) for r in rows])
+        labels = np.unique(labels, return_inverse=True)[1]  # a validation part may hold fewer classes
+        found = earth.cut(earth.layer("optical"), where[p].latlon[rows], size=size, extent_km=extent_km)
+        return Part(found, torch.from_numpy(labels))
+
+    return World(*map(part, where))
+
+
+def of_tree(root: Path | str, *, layout: Literal["cub", "cars", "sop", "in_shop", "folders"], size: int, seed: int = 0) -> World:
+    """A data set on disk (`unseen.of_tree`)."""
+    found = unseen.of_tree(root, layout=layout, size=size)
+    x, labels = torch.cat([found.train.images, found.val.images]), torch.cat([found.train.labels, found.val.labels + found.train.classes])
+    return World(*_parted(x, labels, labels, seed), Part(found.test.images, found.test.labels, found.test.gallery))
+
+
+def seen(world: World, tower: towers.Image, *, device: str = "cpu") -> World:
+    """Rows in the place of images: `of_images`, each channel less its mean over the training part and by its deviation there."""
+    rows = of_images(world.train.x, tower, device=device)
+    mean, spread = rows.mean(0), rows.std(0).clamp(min=1e-3)
+    standard = lambda x: (of_images(x, tower, device=device) - mean) / spread  # noqa: E731
+    return World(*(Part(standard(p.x), p.labels, p.gallery and (standard(p.gallery[0]), p.gallery[1])) for p in (world.train, world.val, world.test)))
+
+
+def of_images(x: Shaped[Tensor, "n 3 h w"], tower: towers.Image, *, device: str = "cpu") -> Float[Tensor, "n d"]:
+    """Means and deviations over space of a frozen tower's maps at all its strides, stored."""
+    found = towers.stored(tower, x, device=device)
+    return torch.cat([found["mean"], found["deviation"]], dim=1).float()
+
+
+def judge(describe, part: Part, ks: Sequence[int]) -> dict[str, Float[Tensor, " q"]]:
+    """R@k and MAP@R in percent, a query each, of a part that `describe(x)` turns into rows, which are compared by their cosine.
+
+    A query without another of its class is a miss to R@k and not counted in MAP@R, which is not defined for it.
+    """
+    queries, *gallery = (F.normalize(describe(x), dim=1) for x in (part.x, *(part.gallery or ())[:1]))
+    found = metrics.class_retrieval(queries, part.labels, *gallery, *(part.gallery or ())[1:])
+    return {**{f"r{k}": 100.0 * (found.rank < k) for k in ks}, "map_at_r": 100 * found.map_at_r[~found.map_at_r.isnan()]}
+
+
+def _values(folders: Sequence[str], n: int, key: str) -> tuple[list[patterns.Tile], Tensor, Tensor]:
+    """n tiles a value, their classes and the numbers of their folders."""
+    classes = [(f, folder, value) for f, folder in enumerate(folders) for value in patterns.values(folder)]
+    tiles = [patterns.Tile(folder, value, scene=patterns.seed_of("fine", key, folder, value, i)) for _, folder, value in classes for i in range(n)]
+    return tiles, torch.arange(len(classes)).repeat_interleave(n), torch.tensor([f for f, _, _ in classes]).repeat_interleave(n)
+
+
+def _parted(x: Tensor, labels: Tensor, group: Tensor, seed: int) -> tuple[Part, Part]:
+    """Training and validation part: a third of the groups, drawn with `seed`, validates; classes are numbered anew."""
+    groups = group.unique()
+    if len(groups) < 3:
+        raise ValueError(f"group: expected at least 3 groups of training images, of which one validates, found {len(groups)}")
+    held = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))[: len(groups) // 3]]
+    keep = ~torch.isin(group, held)
+    return tuple(Part(x[k], torch.unique(labels[k], return_inverse=True)[1]) for k in (keep, ~keep))
