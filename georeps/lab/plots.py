@@ -132,7 +132,7 @@ def sweep(
     return figure
 
 
-def frontier(curves: Mapping[str, Mapping[float, Sequence[float]]], *, names: tuple[str, str], line: bool = True) -> Figure:
+def frontier(curves: Mapping[str, Mapping[float | str, Sequence[float]]], *, names: tuple[str, str], line: bool = True, title: str = "") -> Figure:
     """Two measures of one setting against each other, mean over seeds with its 95% t intervals, each point marked by its setting.
 
     `names` are the axes'; a `line` joins the settings in their order.
@@ -141,8 +141,20 @@ def frontier(curves: Mapping[str, Mapping[float, Sequence[float]]], *, names: tu
     (x, dx, _), (y, dy, _) = (np.array([records.interval(values) for values in curve.values()]).T for curve in curves.values())
     ax.errorbar(x, y, xerr=np.nan_to_num(dx), yerr=np.nan_to_num(dy), fmt="o-" if line else "o", color=PALETTE[0], ecolor="0.6", elinewidth=1)
     for setting, a, b in zip(next(iter(curves.values())), x, y, strict=True):
-        ax.annotate(f"{setting:g}", (a, b), textcoords="offset points", xytext=(5, 5))
-    ax.set(xlabel=names[0], ylabel=names[1])
+        ax.annotate(setting if isinstance(setting, str) else f"{setting:g}", (a, b), textcoords="offset points", xytext=(5, 5))
+    ax.set(xlabel=names[0], ylabel=names[1], title=title)
+    return figure
+
+
+def clouds(points: Mapping[str, Float[Tensor, "n 2"]], *, names: tuple[str, str]) -> Figure:
+    """Points of a plane by name, the last above the others: left without the first of them, right with it."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharex=True, sharey=True)
+    colours = dict(zip(points, ("0.75", *PALETTE), strict=False))
+    for ax, shown in zip(axes, (list(points)[1:], list(points)), strict=True):
+        for name in shown:
+            ax.scatter(*points[name].T.numpy(), s=4, color=colours[name], label=name, linewidths=0)
+        ax.set(xlabel=names[0], ylabel=names[1])
+        ax.legend(frameon=False, markerscale=3)
     return figure
 
 

@@ -4,13 +4,13 @@
     world = fine.of_places(size=64, places=400, test_places=150, tiles=28, seed=0)        street pictures of places, six a place
     world = fine.of_earth(size=64, n=120, n_test=60, seed=0)                              real patches by land cover and climate
     world = fine.of_tree(root, layout="cub", size=224)                                    CUB, Cars196, SOP, In-Shop, your own folders
-    heads = fine.seen(world, tower)                                                       the same as a frozen tower has seen them
+    fine.seen(world, fine.sight(world, tower))                                            the same as a frozen tower has seen them
 
 Rates are chosen on a validation part that shares nothing with the training part. `seed` draws it where the world holds none of its own:
 a third of the folders or of the places, which all seeds share, so that they are rendered and seen by a tower once.
 """  # fmt: skip
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -90,12 +90,16 @@ def of_tree(root: Path | str, *, layout: Literal["cub", "cars", "sop", "in_shop"
     return World(*_parted(x, labels, labels, seed), Part(found.test.images, found.test.labels, found.test.gallery))
 
 
-def seen(world: World, tower: towers.Image, *, device: str = "cpu") -> World:
-    """Rows in the place of images: `of_images`, each channel less its mean over the training part and by its deviation there."""
+def sight(world: World, tower: towers.Image, *, device: str = "cpu") -> Callable[[Shaped[Tensor, "n 3 h w"]], Float[Tensor, "n d"]]:
+    """Images -> `of_images`, each channel less its mean over the training part and by its deviation there."""
     rows = of_images(world.train.x, tower, device=device)
     mean, spread = rows.mean(0), rows.std(0).clamp(min=1e-3)
-    standard = lambda x: (of_images(x, tower, device=device) - mean) / spread  # noqa: E731
-    return World(*(Part(standard(p.x), p.labels, p.gallery and (standard(p.gallery[0]), p.gallery[1])) for p in (world.train, world.val, world.test)))
+    return lambda x: (of_images(x, tower, device=device) - mean) / spread
+
+
+def seen(world: World, see: Callable[[Tensor], Tensor]) -> World:
+    """The same with what `see` makes of images in their place."""
+    return World(*(Part(see(p.x), p.labels, p.gallery and (see(p.gallery[0]), p.gallery[1])) for p in (world.train, world.val, world.test)))
 
 
 def of_images(x: Shaped[Tensor, "n 3 h w"], tower: towers.Image, *, device: str = "cpu") -> Float[Tensor, "n d"]:
@@ -104,7 +108,7 @@ def of_images(x: Shaped[Tensor, "n 3 h w"], tower: towers.Image, *, device: str 
     return torch.cat([found["mean"], found["deviation"]], dim=1).float()
 
 
-def judge(describe, part: Part, ks: Sequence[int]) -> dict[str, Float[Tensor, " q"]]:
+def judge(describe: Callable[[Tensor], Tensor], part: Part, ks: Sequence[int]) -> dict[str, Float[Tensor, " q"]]:
     """R@k and MAP@R in percent, a query each, of a part that `describe(x)` turns into rows, which are compared by their cosine.
 
     A query without another of its class is a miss to R@k and not counted in MAP@R, which is not defined for it.
