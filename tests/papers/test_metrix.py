@@ -197,3 +197,91 @@ def test_every_row_of_the_papers_tables_has_its_mixups():
     assert metrix.row("feature", proxy_anchor=True)[0].pairs == ("pos-neg",)
     with pytest.raises(ValueError, match="name: expected a row such as .* found 'label'"):
         metrix.row("label")
+
+
+def flat(x: torch.Tensor) -> torch.Tensor:
+    return encoders.scale(x).flatten(1)
+
+
+def headed(loss=None, **options) -> metrix.Metrix:
+    torch.manual_seed(1)
+    rows, many = flat(IMAGES), {"hardest": 3, "negative": 1, "positive": 1}
+    made = {p: metrix.bank(IMAGES, LABELS, flat, partners=p, k=n, seed=3) for p, n in many.items()}
+    head = metrix.Head(rows.shape[1], 6, 16)
+    return metrix.Metrix(head, loss or losses.contrastive(), LABELS, lambda i: rows[i], augment=lambda x: x, dim=6, banks=made, **options)
+
+
+@pytest.mark.parametrize("partners", ["hardest", "negative", "positive"])
+def test_a_bank_holds_what_is_seen_of_each_image_mixed_with_its_partners(partners):
+    found = metrix.bank(IMAGES, LABELS, flat, partners=partners, k=2, seed=1)
+    rows = F.normalize(flat(IMAGES), dim=1)
+    for i in range(12):
+        positives, negatives = sets(i)
+        own = found.partner[i].tolist()
+        assert len(set(own)) == 2 and set(own) <= set(positives if partners == "positive" else negatives)
+        if partners == "hardest":
+            assert own == sorted(negatives, key=lambda j: -float(rows[i] @ rows[j]))[:2]
+        for j, lam, seen in zip(own, found.lam[i], found.seen[i], strict=True):
+            pixels = (lam * IMAGES[i].float() + (1 - lam) * IMAGES[j].float()).round() / 255
+            torch.testing.assert_close(seen, pixels.flatten())
+    assert bool(((found.lam > 0) & (found.lam < 1)).all()) and found.lam.unique().numel() == 24
+
+
+@pytest.mark.parametrize("pairs", ["pos-neg", "anc-neg", "pos-pos"])
+def test_stored_inputs_belong_to_the_anchors_of_the_definition(pairs):
+    """An image mixed with a negative is v of each other anchor of its class (pos-neg), of itself (anc-neg); of two positives, of the others."""
+    module, batch = headed(), torch.arange(12)
+    v, lam, chosen = module.stored(metrix.Mixup("input", hardest=2), pairs, batch, LABELS)
+    bank = module.banks["positive" if pairs == "pos-pos" else "hardest"]
+    assert len(v) == len(lam) == 12 * min(2, bank.lam.shape[1])
+    for n, (i, j) in enumerate(zip(chosen.first.tolist(), chosen.second.tolist(), strict=True)):
+        slot = bank.partner[i].tolist().index(j)
+        torch.testing.assert_close(v[n], module.model(bank.seen[i, slot][None])[0])
+        assert lam[n] == bank.lam[i, slot]
+        expected = [i] if pairs == "anc-neg" else sets(i)[0]
+        assert chosen.member[:, n].nonzero()[:, 0].tolist() == expected
+    assert chosen.labels == ((1.0, 1.0) if pairs == "pos-pos" else (1.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    "loss", [losses.contrastive(), losses.multi_similarity(), losses.proxy_anchor(), losses.proxy_nca_pp()], ids=["contrastive", "multi", "anchor", "nca_pp"]
+)  # fmt: skip
+def test_a_head_takes_every_mixup_and_reaches_every_parameter(loss):
+    for name in ("input", "feature", "embedding", "i_mix") if loss.anchor == "example" else ("input", "feature", "embedding"):
+        module = headed(loss, mixups=metrix.row(name, proxy_anchor=loss.anchor == "proxy"))
+        clean = float(module.eval()(torch.arange(12)).detach())
+        found = module.train()(torch.arange(12))
+        assert math.isfinite(float(found.detach())) and float(found.detach()) != pytest.approx(clean), name
+        found.backward()
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in module.parameters()), name
+
+
+def test_mixed_rows_are_mixed_features_of_a_head():
+    head, lam = metrix.Head(5, 3, 7), torch.tensor([0.3, 0.9])
+    x, y = torch.randn(2, 2, 5)
+    torch.testing.assert_close(head.embed(metrix.mix(head.trunk(x), head.trunk(y), lam)), head(metrix.mix(x, y, lam)))
+
+
+@pytest.mark.parametrize("made", [step, headed], ids=["network", "head"])
+def test_every_row_of_the_tables_mixes_something(made):
+    path = records.book_folder() / "reference" / "metric_learning.csv"
+    names = {m.split(".")[3] for m in records.reference(path).metric if m.startswith(("metrix.classes", "metrix.narrow"))}
+    for name in names - {"clean", "proxy_synthesis", "i_mix"}:
+        for mixup in metrix.row(name, few=2, more=4):
+            module = made(mixups=(mixup,))
+            x = module.augment(module.fetch(torch.arange(12)))
+            grid = module.model.trunk(x)
+            for pairs in mixup.pairs:
+                args = (torch.arange(12), LABELS) if mixup.kind == "input" and module.banks else (x, grid, module.model.embed(grid), LABELS)
+                v, _, chosen = (module.stored if len(args) == 2 else module.mixed)(mixup, pairs, *args)
+                assert len(v) and bool(chosen.member.any(1).all()), (name, pairs)
+                assert not torch.equal(chosen.first, chosen.second), (name, pairs)
+
+
+def test_a_bank_that_cannot_be_made_or_is_not_there_is_named():
+    with pytest.raises(ValueError, match="k: expected at most 2, the partners \\(positive\\) that every image has, found 3"):
+        metrix.bank(IMAGES, LABELS, flat, partners="positive", k=3)
+    module = headed()
+    del module.banks["positive"]
+    with pytest.raises(ValueError, match="banks: expected one of partners 'positive', found hardest, negative"):
+        module.stored(metrix.Mixup("input"), "pos-pos", torch.arange(12), LABELS)
