@@ -27,6 +27,9 @@ verify: $(ENV)  ## run one chapter and grade its numbers by the reference, writi
 	$(BIN)/python book/execute.py $(CHAPTER) --profile $(PROFILE) --seed $(SEED)
 	$(BIN)/python book/pages.py --profile $(PROFILE) --verify book/runs/$(PROFILE)/$(CHAPTER)*-s$(SEED).json
 
+restamp: $(ENV)  ## after a change that moves no number: one seed of the reference again, and all its records are of today's code (CHAPTER=04 SEED=9)
+	$(BIN)/python book/execute.py $(CHAPTER) --profile $(PROFILE) --seed $(SEED) --restamp
+
 test: $(ENV)  ## environment, ruff, every chapter once under nbval, its smoke page, pytest
 	@failed=; for step in lint smoke check; do $(MAKE) --no-print-directory $$step || failed="$$failed $$step"; done; \
 	test -z "$$failed" || { echo "make test: failed:$$failed" >&2; exit 1; }

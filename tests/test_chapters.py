@@ -86,6 +86,37 @@ def test_a_chapter_that_succeeds_shows_its_position_and_its_parameters(small_boo
     assert 'profile = "custom"' in cells[1].source, "a run with parameters of its own is no part of a profile"
 
 
+def test_a_change_that_moves_no_number_costs_one_seed_and_one_that_does_is_refused(small_book):
+    path, results = small_book / "chapters" / "01_small.ipynb", small_book / "results" / "laptop"
+    (small_book / "_toc.yml").touch()
+    (small_book / "params" / "01_small.yml").write_text("laptop: {seeds: 3}\n")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source += '\nseeds: int = 1\ndevice: str = "cpu"'
+    notebook.cells[1].source = """from georeps.lab import records
+
+run = records.Run.of("01_small", globals())
+run.outcomes("small.r1", [100.0 * (seed > 0), 6 // divisor])
+run["small.gone"] = 1.0
+run.save()"""
+    nbformat.write(notebook, path)
+    for seed in (0, 1):
+        assert python(small_book / "execute.py", "01", "--seed", seed, "--reference").returncode == 0
+    before = {p.name: p.read_bytes() for p in results.iterdir()}
+    change(path, 1, "source", "6 //", "7 //")
+    run = python(small_book / "execute.py", "01", "--seed", "1", "--restamp")
+    assert run.returncode != 0 and "01_small: 2 of 2 numbers of seed 1 moved, small.r1 first: make records CHAPTER=01" in run.stderr, run.stderr
+    assert {p.name: p.read_bytes() for p in results.iterdir()} == before
+    change(path, 1, "source", "7 //", "3 + 3 //")
+    change(path, 1, "source", 'run[\\"small.gone\\"] = 1.0', "")
+    run = python(small_book / "execute.py", "01", "--seed", "1", "--restamp")
+    assert run.returncode == 0 and "01_small-s0.json: no number moved" in run.stderr, run.stderr
+    old, (first, second) = json.loads(before["01_small-s0.json"]), (json.loads((results / f"01_small-s{s}.json").read_text()) for s in (0, 1))
+    assert first["code"] == second["code"] != old["code"] == first["versions"]["numbers of code"] and first["versions"]["the same by seed"] == "1"
+    assert first["metrics"] == {"small.r1": old["metrics"]["small.r1"]} and (results / "01_small-s0.npz").read_bytes() == before["01_small-s0.npz"]
+    run = python(small_book / "execute.py", "01", "--seed", "2", "--restamp")
+    assert run.returncode != 0 and "found none of seed 2" in run.stderr
+
+
 def test_data_of_one_s_own_does_not_replace_a_profile_s_run(small_book):
     path = small_book / "chapters" / "01_small.ipynb"
     notebook = nbformat.read(path, as_version=4)
