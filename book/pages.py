@@ -127,7 +127,7 @@ class Page:
         return cells
 
     def exhibit(self, cell, output, caption: str) -> None:
-        kind = kind_of(output)
+        kind, caption = kind_of(output), caption + seeds_of(output)
         table = output.data.pop(exhibits.MIME, {"csv": "", "alt": ""})
         self.numbers[kind] += 1
         number = f"{int(self.chapter[:2])}.{self.numbers[kind]}"
@@ -141,6 +141,15 @@ class Page:
             "figure": {"caption": f"**{kind} {number}.** {caption} {links}", "name": name, "caption_before": kind == "Table", "classes": "exhibit"},
             "image": {"alt": f"{caption} {table['alt']}".strip()},
         }
+
+
+def seeds_of(output) -> str:
+    """Where all numbers of a table are of as many seeds its caption says so, once, and not every cell."""
+    text = "".join(output.get("data", {}).get("text/html", ""))
+    if len(found := set(re.findall(r"\(n=(\d+)\)", text))) != 1:
+        return ""
+    output.data["text/html"] = re.sub(r"\s*\(n=\d+\)", "", text)
+    return " One seed." if found == {"1"} else f" {found.pop()} seeds."
 
 
 def kind_of(output) -> str:

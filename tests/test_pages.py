@@ -65,6 +65,14 @@ def test_each_of_several_exhibits_of_a_cell_stands_alone(page):
     assert [c.partition(" [")[0] for c in captions] == ["**Figure 2.1.** A. (1 of 3)", "**Figure 2.2.** A. (2 of 3)", "**Table 2.1.** A. (3 of 3)"]
 
 
+@pytest.mark.parametrize("counts, said", [((5, 5), "A. 5 seeds."), ((1, 1), "A. One seed."), ((5, 1), "A."), ((), "A.")])
+def test_a_table_says_once_of_how_many_seeds_all_its_numbers_are(page, counts, said):
+    cells = "".join(f"<td>3.0\u00a0±\u00a02.0 (n={n})</td>" for n in counts)
+    (first, *_), _ = page(cell("# caption: A.\nt", shown(**TABLE | {"text/html": f"<table>{cells}</table>"})))
+    assert first.metadata.mystnb.figure.caption.partition(" [")[0] == f"**Table 2.1.** {said}"
+    assert ("(n=" in first.outputs[0].data["text/html"]) == (len(set(counts)) == 2)
+
+
 def test_plumbing_is_folded_under_what_it_does(page):
     cells = [cell("import a\n\na.style()"), cell("seed: int = 0", tags=["parameters"]), cell("# fold: Draws it\nx = 1"), cell("x = 2")]
     found, _ = page(*cells)
