@@ -64,8 +64,9 @@ class Reference:
 
 def margin(row) -> str:
     unit = next((u for pattern, u in UNITS.items() if all(re.search(pattern, m) for m in claims.metrics_of(row.check))), "")
-    interval = f", {row.low:+.3g} to {row.high:+.3g}" if row.n > 1 else ""
-    return f"{row.margin:+.3g}{unit}{interval}, {row.n} seed{'' if row.n == 1 else 's'}"
+    said = lambda x: f"{round(x, 9) + 0:+.3g}"  # what is left of sums that cancel is 0
+    interval = f", {said(row.low)} to {said(row.high)}" if row.n > 1 else ""
+    return f"{said(row.margin)}{unit}{interval}, {row.n} seed{'' if row.n == 1 else 's'}"
 
 
 class Page:
