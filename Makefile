@@ -27,7 +27,7 @@ verify: $(ENV)  ## run one chapter and grade its numbers by the reference, writi
 	$(BIN)/python book/execute.py $(CHAPTER) --profile $(PROFILE) --seed $(SEED)
 	$(BIN)/python book/pages.py --profile $(PROFILE) --verify book/runs/$(PROFILE)/$(CHAPTER)*-s$(SEED).json
 
-restamp: $(ENV)  ## after a change that moves no number: one seed of the reference again, and all its records are of today's code (CHAPTER=04 SEED=9)
+restamp: $(ENV)  ## after a change that moves no number: one seed of the reference again, and all its records are of today's code (CHAPTER=04 SEED=0)
 	$(BIN)/python book/execute.py $(CHAPTER) --profile $(PROFILE) --seed $(SEED) --restamp
 
 test: $(ENV)  ## environment, ruff, every chapter once under nbval, its smoke page, pytest

@@ -128,8 +128,10 @@ def fresh(chapter: str, values: dict, path: Path) -> bool:
 
 
 def restamp(chapter: Path, profile: str, seed: int) -> None:
-    """A change of code that moves no number costs one seed, not ten: where all metrics and outcomes of this seed, run again, are equal bit for bit, all
-    records of the code that had made it get today's, and the old one's hash beside it. Metrics that today's code no longer records are taken out.
+    """A change of code that moves no number costs one seed, not ten: where all metrics, outcomes and floors of this seed, run again, are equal bit for bit,
+    all records of the code that had made it get today's, and the old one's hash beside it. Metrics that today's code no longer records are taken out.
+
+    The seed must be one that searches, where some do: one that takes the choices of others says nothing of how they are made.
     """
     from georeps.lab import records
 
@@ -138,10 +140,15 @@ def restamp(chapter: Path, profile: str, seed: int) -> None:
     if not all(path.is_file() for path in pair):
         sys.exit(f"seed: expected one of the reference of {chapter.stem} ({profile}), found none of seed {seed}")
     kept, before = [path.read_bytes() for path in pair], read(*pair)
+    if seed >= (searching := before["parameters"].get("searching", seed + 1)):
+        sys.exit(f"seed: expected one that searches, 0..{searching - 1}, for the others take its choices; found {seed}")
+    if fresh(chapter.stem, parameters(chapter, profile, seed, {}), pair[0]):
+        sys.exit(f"seed: expected a record of older code, found that of seed {seed} to be of today's")
     execute(chapter, profile, seed, {}, "", True)
     after = read(*pair)
     moved = [m for m in after["metrics"] if before["metrics"].get(m) != after["metrics"][m] and not records.TIMED.search(m)]
     moved += [f"{m}, a query" for m in after["outcomes"] if m in before["outcomes"] and not np.array_equal(before["outcomes"][m], after["outcomes"][m])]
+    moved += [f"{m}, its floor" for m, floor in after["floors"].items() if before["floors"].get(m) != floor]
     if moved:
         for path, content in zip(pair, kept, strict=True):
             path.write_bytes(content)

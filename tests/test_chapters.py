@@ -115,6 +115,12 @@ run.save()"""
     assert first["metrics"] == {"small.r1": old["metrics"]["small.r1"]} and (results / "01_small-s0.npz").read_bytes() == before["01_small-s0.npz"]
     run = python(small_book / "execute.py", "01", "--seed", "2", "--restamp")
     assert run.returncode != 0 and "found none of seed 2" in run.stderr
+    run = python(small_book / "execute.py", "01", "--seed", "1", "--restamp")
+    assert run.returncode != 0 and "expected a record of older code, found that of seed 1 to be of today's" in run.stderr
+    (small_book / "params" / "01_small.yml").write_text("laptop: {seeds: 3, searching: 1}\n")
+    (results / "01_small-s1.json").write_text(json.dumps(second | {"parameters": second["parameters"] | {"searching": 1}}))
+    run = python(small_book / "execute.py", "01", "--seed", "1", "--restamp")
+    assert run.returncode != 0 and "expected one that searches, 0..0" in run.stderr
 
 
 def test_data_of_one_s_own_does_not_replace_a_profile_s_run(small_book):

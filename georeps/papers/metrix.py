@@ -260,7 +260,8 @@ class Metrix(nn.Module):
 
     def stored(self, mixup: Mixup, pairs: Pair, index: Int64[Tensor, " b"], y: Int64[Tensor, " b"]) -> tuple[Tensor, Tensor, Mixing]:
         """As `mixed`, of the bank: each image of the batch as anyone's positive, or as the anchor, with as many of its partners as are mixed."""
-        v, lam, first, second = self._of_bank("positive" if pairs == "pos-pos" else "hardest", mixup.hardest, index)
+        partners, k = ("positive", None) if pairs == "pos-pos" else ("hardest", mixup.hardest)
+        v, lam, first, second = self._of_bank(partners, k, index)
         if self.anchor == "proxy":
             member = torch.arange(len(self.proxies), device=y.device)[:, None] == y[first]
         else:
@@ -273,6 +274,8 @@ class Metrix(nn.Module):
         if partners not in self.banks:
             raise ValueError(f"banks: expected one of partners {partners!r}, found {', '.join(self.banks)}")
         found, device = self.banks[partners], self.labels.device
+        if k is not None and k > found.lam.shape[1]:
+            raise ValueError(f"hardest: expected at most the {found.lam.shape[1]} partners of each image in the bank, found {k}")
         seen, lam, partner = (x[index.cpu(), :k].flatten(0, 1).to(device) for x in (found.seen, found.lam, found.partner))
         return self.model(seen), lam, torch.arange(len(index), device=device).repeat_interleave(len(lam) // len(index)), partner
 

@@ -64,7 +64,8 @@ def of_places(*, size: int, places: int, test_places: int, tiles: int, seed: int
 def of_earth(*, size: int, n: int, n_test: int, least: int = 20, extent_km: float = 120.0, spacing_km: float = 60.0, seed: int = 0) -> World:
     """Optical patches by the land cover and the climate of most of their land; validation and test blocks are never trained on.
 
-    Classes of which the test blocks hold `least` patches, of each at most n (test: n_test), the training ones drawn with `seed`.
+    Classes of which training and test blocks hold `least` patches each, the others are left out; of a class at most n (validation, test: n_test), the
+    training ones drawn with `seed`. The validation part may hold fewer classes.
     """
     where = {
         p: earth.places(split="blocks", part=p, extent_km=extent_km, spacing_km=spacing_km, seed=seed if p == "train" else 0) for p in ("train", "val", "test")
@@ -76,7 +77,7 @@ def of_earth(*, size: int, n: int, n_test: int, least: int = 20, extent_km: floa
     def part(p: str) -> Part:
         rows = [np.flatnonzero(named[p] == name)[: n if p == "train" else n_test] for name in names]
         rows, labels = np.concatenate(rows), np.repeat(np.arange(len(names)), [len(r) for r in rows])
-        labels = np.unique(labels, return_inverse=True)[1]  # a validation part may hold fewer classes
+        labels = np.unique(labels, return_inverse=True)[1]
         found = earth.cut(earth.layer("optical"), where[p].latlon[rows], size=size, extent_km=extent_km)
         return Part(found, torch.from_numpy(labels))
 

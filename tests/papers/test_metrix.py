@@ -282,6 +282,8 @@ def test_a_bank_that_cannot_be_made_or_is_not_there_is_named():
     with pytest.raises(ValueError, match="k: expected at most 2, the partners \\(positive\\) that every image has, found 3"):
         metrix.bank(IMAGES, LABELS, flat, partners="positive", k=3)
     module = headed()
+    with pytest.raises(ValueError, match="hardest: expected at most the 3 partners of each image in the bank, found 4"):
+        module.stored(metrix.Mixup("input", hardest=4), "pos-neg", torch.arange(12), LABELS)
     del module.banks["positive"]
     with pytest.raises(ValueError, match="banks: expected one of partners 'positive', found hardest, negative"):
         module.stored(metrix.Mixup("input"), "pos-pos", torch.arange(12), LABELS)
