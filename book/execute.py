@@ -291,6 +291,7 @@ def assignment(text: str) -> tuple[str, object]:
 
 
 def main() -> None:
+    os.environ["GEOREPS_BOOK"] = str(BOOK)  # wherever it was called from
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # what tqdm says of a notebook without widgets
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chapter", nargs="?", help="a chapter's number or name; all with --refresh and no chapter")
