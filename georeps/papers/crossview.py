@@ -128,6 +128,7 @@ def ranks(model: TwoBranch, queries: Tensor, gallery: Tensor, positive: Int64[Te
     positive = torch.arange(len(q)) if positive is None else positive
     if turns is None:
         return search.rank_of(q, g, positive)
+    search.checked(q, g)
     scores = torch.cat([at_every_turn(part, g, turns).amax(dim=-1) for part in q.split(256)])
     return (scores >= scores.gather(1, positive[:, None])).sum(1) - 1
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from georeps.core import search
 from georeps.nets import towers
 
 FLOORS = {"histogram": "colour histogram", "thumbnail": "thumbnail", "untrained": "untrained tower", "frozen": "frozen tower"}
@@ -23,7 +24,7 @@ def thumbnails(images: UInt8[Tensor, "n 3 h w"], sides: int | tuple[int, int]) -
 
 
 def histogram(images: UInt8[Tensor, "n 3 h w"], bins: int = 16) -> Float[Tensor, "n 3*{bins}"]:
-    """Unit rows: the root of each channel's histogram, so that inner products are the histograms' Bhattacharyya coefficients."""
+    """Unit rows: the roots of the three channels' histograms, so that an inner product is the mean of their Bhattacharyya coefficients."""
     index = (images // (256 // bins)).flatten(2).long()
     counts = torch.zeros(len(images), 3, bins).scatter_add_(2, index, torch.ones(index.shape))
     return F.normalize(counts.flatten(1).sqrt(), dim=1)
@@ -65,9 +66,12 @@ def _tower(seed: int | None) -> towers.Image:
 def ridge_ranks(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], positive: Int64[Tensor, " q"] | None = None) -> Int64[Tensor, " q"]:
     """Ranks of test queries by the cosine of what a regression on the training pairs makes of them; each is (queries "n d", tiles "n e").
 
-    A test query's tile is its own row or `positive`. The strength is the best of STRENGTHS by mean rank on the last fifth of the training pairs.
-    Solved by inner products alone, (XX' + a)^-1 X'q: descriptions are wide and places few.
+    A test query's tile is its own row or `positive`. The strength is the best of STRENGTHS by mean rank on the last fifth of the training pairs
+    (of five pairs or fewer: the first). Both sides are less the mean of their training rows, tiles then of unit length. Solved by inner products alone,
+    Y'(XX' + a)^-1 Xq: descriptions are wide and places few. Raises ValueError for a description that is not finite.
     """
+    for name, x in zip(("train queries", "train tiles", "test queries", "test tiles"), (*train, *test)):
+        search.finite_norms(name, x)
     (x, q), (y, g) = ((own - own.mean(0), asked - own.mean(0)) for own, asked in zip(train, test))
     g, kept = F.normalize(g, dim=1), max(1, len(x) * 4 // 5)
     inner, asked, found = (x @ x.T).double(), (q @ x.T).double(), (y @ g.T).double()
