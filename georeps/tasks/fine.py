@@ -1,13 +1,13 @@
-"""Fine classes for metric learning: what is tested on, folders, cities or regions, is never trained on.
+"""Fine classes for metric learning: what is tested on, values, cities or regions, is never trained on.
 
-    world = fine.of_values(size=64, n=24, n_test=20, seed=0)                              an attribute's values, in folders of PatternNet
+    world = fine.of_values(size=64, n=36, n_test=20, seed=0)                              values of attributes, in folders of PatternNet
     world = fine.of_places(size=64, places=400, test_places=150, tiles=28, seed=0)        street pictures of places, six a place
     world = fine.of_earth(size=64, n=120, n_test=60, seed=0)                              real patches by land cover and climate
     world = fine.of_tree(root, layout="cub", size=224)                                    CUB, Cars196, SOP, In-Shop, your own folders
     fine.seen(world, fine.sight(world, tower))                                            the same as a frozen tower has seen them
 
 Rates are chosen on a validation part that shares nothing with the training part. `seed` draws it where the world holds none of its own:
-a third of the folders or of the places, which all seeds share, so that they are rendered and seen by a tower once.
+a third of the values or of the places, which all seeds share, so that they are rendered and seen by a tower once.
 """  # fmt: skip
 
 from collections.abc import Callable, Sequence
@@ -48,10 +48,10 @@ class World:
 
 
 def of_values(*, size: int, n: int, n_test: int | None = None, seed: int = 0) -> World:
-    """n tiles of each value of each attribute of every other folder of PatternNet, n_test (n without) of those of the others."""
-    tiles, labels, folder = _values(patterns.FOLDERS[::2], n, "train")
-    test, fine, _ = _values(patterns.FOLDERS[1::2], n_test or n, "test")
-    return World(*_parted(patterns.render(tiles, size=size), labels, folder, seed), Part(patterns.render(test, size=size), fine))
+    """n tiles of every other value of each attribute of PatternNet's folders, n_test (n without) of the others: the folders are known, the values not."""
+    tiles, labels = _values(0, n, "train")
+    test, others = _values(1, n_test or n, "test")
+    return World(*_parted(patterns.render(tiles, size=size), labels, labels, seed), Part(patterns.render(test, size=size), others))
 
 
 def of_places(*, size: int, places: int, test_places: int, tiles: int, seed: int = 0) -> World:
@@ -119,11 +119,11 @@ def judge(describe: Callable[[Tensor], Tensor], part: Part, ks: Sequence[int]) -
     return {**{f"r{k}": 100.0 * (found.rank < k) for k in ks}, "map_at_r": 100 * found.map_at_r[~found.map_at_r.isnan()]}
 
 
-def _values(folders: Sequence[str], n: int, key: str) -> tuple[list[patterns.Tile], Tensor, Tensor]:
-    """n tiles a value, their classes and the numbers of their folders."""
-    classes = [(f, folder, value) for f, folder in enumerate(folders) for value in patterns.values(folder)]
-    tiles = [patterns.Tile(folder, value, scene=patterns.seed_of("fine", key, folder, value, i)) for _, folder, value in classes for i in range(n)]
-    return tiles, torch.arange(len(classes)).repeat_interleave(n), torch.tensor([f for f, _, _ in classes]).repeat_interleave(n)
+def _values(first: int, n: int, key: str) -> tuple[list[patterns.Tile], Int64[Tensor, " m"]]:
+    """n tiles of every other value of each folder, from its `first` on, and their classes."""
+    classes = [(folder, value) for folder in patterns.FOLDERS for value in patterns.values(folder)[first::2]]
+    tiles = [patterns.Tile(folder, value, scene=patterns.seed_of("fine", key, folder, value, i)) for folder, value in classes for i in range(n)]
+    return tiles, torch.arange(len(classes)).repeat_interleave(n)
 
 
 def _parted(x: Tensor, labels: Tensor, group: Tensor, seed: int) -> tuple[Part, Part]:

@@ -15,11 +15,11 @@ def values() -> fine.World:
     return fine.of_values(size=32, n=3, n_test=2, seed=1)
 
 
-def test_values_that_validate_lie_in_folders_of_their_own_and_seeds_share_the_tiles(values):
+def test_values_are_trained_on_validate_or_are_tested_and_seeds_share_the_tiles(values):
     other = fine.of_values(size=32, n=3, n_test=2, seed=2)
     for found in (values, other):
-        assert found.train.classes + found.val.classes == sum(len(patterns.values(f)) for f in patterns.FOLDERS[::2])
-        assert found.test.classes == sum(len(patterns.values(f)) for f in patterns.FOLDERS[1::2])
+        assert found.train.classes + found.val.classes == sum(len(patterns.values(f)[::2]) for f in patterns.FOLDERS)
+        assert found.test.classes == sum(len(patterns.values(f)[1::2]) for f in patterns.FOLDERS)
         assert found.train.labels.bincount().tolist() == [3] * found.train.classes
     assert torch.equal(values.test.x, other.test.x)
     pictures = [{x.numpy().tobytes() for part in (w.train, w.val) for x in part.x} for w in (values, other)]
