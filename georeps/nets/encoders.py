@@ -98,7 +98,7 @@ class Descriptor(nn.Module):
         return F.normalize(vector, dim=-1)
 
 
-def scale(images: Shaped[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:
+def scale(images: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
     """Bytes to [0, 1]: no augmentation. What a tower has seen, float maps or rows, stays as it is."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
@@ -115,7 +115,7 @@ def centre(descriptor: Descriptor, images: UInt8[Tensor, "n 3 h w"], *, batch: i
     descriptor.projection.bias.copy_(-(descriptor.projection.weight @ pooled.mean(dim=0).to(descriptor.projection.weight)))
 
 
-def describe(encoder: nn.Module, images: Shaped[Tensor, "n *s"] | Dataset, *, batch: int = 256, workers: int = 0) -> Float[Tensor, "n d"]:
+def describe(encoder: nn.Module, images: Shaped[Tensor, "n ..."] | Dataset, *, batch: int = 256, workers: int = 0) -> Float[Tensor, "n d"]:
     """Descriptors of images in memory, or of files (`readers.images.Files`), which are decoded by `workers` processes as they are needed.
 
     Files of their own sizes need batches of one.
@@ -126,7 +126,7 @@ def describe(encoder: nn.Module, images: Shaped[Tensor, "n *s"] | Dataset, *, ba
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Shaped[Tensor, "n *s"], what: str = "forward", *, batch: int = 256) -> Tensor | None:
+def evaluate(model: nn.Module, images: Shaped[Tensor, "n ..."], what: str = "forward", *, batch: int = 256) -> Tensor | None:
     """What a method of the model gives for images (`scale`), batch by batch on its device in evaluation mode; float32 on CPU, None where it gives None.
 
     The mode the model was in is restored.

@@ -18,13 +18,19 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from georeps.core import metrics
 from georeps.nets import towers
-from georeps.tasks import unseen
+from georeps.readers import images, labelled
 from georeps.worlds import city, earth, patterns
+from georeps.worlds.city.scene import Moment
+
+SEEN = (  # when a street is photographed, and how far the camera is turned: degrees
+    (Moment(), 0.0), (Moment(season="autumn", traffic=1), 20.0), (Moment(season="winter", traffic=2), -20.0), (Moment(daylight="dusk", traffic=3), 10.0),
+    (Moment(construction=0.1, traffic=4), -30.0), (Moment(season="autumn", daylight="dusk", traffic=5), 30.0),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,9 @@ def of_values(*, size: int, n: int, n_test: int | None = None, seed: int = 0) ->
 
 
 def of_places(*, size: int, places: int, test_places: int, tiles: int, seed: int = 0) -> World:
-    """Six views of each of so many places, by seasons, daylight and headings (`unseen.SEEN`); test places lie in cities never trained on."""
-    x, place = city.views(city.places(split="cross", part="train", n=places, tiles=tiles), size=size, seen=unseen.SEEN)
-    test = city.views(city.places(split="cross", part="test", n=test_places, tiles=tiles), size=size, seen=unseen.SEEN)
+    """Six views of each of so many places, by seasons, daylight and headings (`SEEN`); test places lie in cities never trained on."""
+    x, place = city.views(city.places(split="cross", part="train", n=places, tiles=tiles), size=size, seen=SEEN)
+    test = city.views(city.places(split="cross", part="test", n=test_places, tiles=tiles), size=size, seen=SEEN)
     return World(*_parted(x, place, place, seed), Part(*test))
 
 
@@ -84,11 +90,19 @@ def of_earth(*, size: int, n: int, n_test: int, least: int = 20, extent_km: floa
     return World(*map(part, where))
 
 
-def of_tree(root: Path | str, *, layout: Literal["cub", "cars", "sop", "in_shop", "folders"], size: int, seed: int = 0) -> World:
-    """A data set on disk (`unseen.of_tree`)."""
-    found = unseen.of_tree(root, layout=layout, size=size)
-    x, labels = torch.cat([found.train.images, found.val.images]), torch.cat([found.train.labels, found.val.labels + found.train.classes])
-    return World(*_parted(x, labels, labels, seed), Part(found.test.images, found.test.labels, found.test.gallery))
+def of_tree(root: Path | str, *, layout: Literal["cub", "cars", "sop", "in_shop", "folders"], size: int, seed: int = 0, workers: int = 0) -> World:
+    """A data set on disk, every image decoded to `size` pixels a side."""
+    readers = {"cub": labelled.cub, "cars": labelled.cars, "sop": labelled.sop, "folders": labelled.class_folders, "in_shop": labelled.in_shop}
+    if layout not in readers:
+        raise ValueError(f"layout: expected one of {', '.join(readers)}, found {layout!r}")
+
+    def load(part: str) -> tuple[Tensor, Tensor]:
+        found = readers[layout](root, part)
+        return images.load_all(found.files, size=(size, size), workers=workers), found.labels
+
+    x, labels = load("train")
+    test = Part(*load("query"), gallery=load("gallery")) if layout == "in_shop" else Part(*load("test"))
+    return World(*_parted(x, labels, labels, seed), test)
 
 
 def sight(world: World, tower: towers.Image, *, device: str = "cpu") -> Callable[[Shaped[Tensor, "n 3 h w"]], Float[Tensor, "n d"]]:
@@ -117,6 +131,33 @@ def judge(describe: Callable[[Tensor], Tensor], part: Part, ks: Sequence[int]) -
     queries, *gallery = (F.normalize(describe(x), dim=1) for x in (part.x, *(part.gallery or ())[:1]))
     found = metrics.class_retrieval(queries, part.labels, *gallery, *(part.gallery or ())[1:])
     return {**{f"r{k}": 100.0 * (found.rank < k) for k in ks}, "map_at_r": 100 * found.map_at_r[~found.map_at_r.isnan()]}
+
+
+def balanced(labels: Int64[Tensor, " n"], batch: int, each: int, *, seed: int) -> Callable[[int], list[Int64[Tensor, " b"]]]:
+    """Index batches of `each` images of batch / each classes, drawn from (seed, epoch); an epoch has as many images as there are."""
+    groups = labels.argsort(stable=True).split(labels.unique(return_counts=True)[1].tolist())
+    if batch % each or batch // each > len(groups):
+        raise ValueError(f"batch, each: expected batch to hold {each} images of at most {len(groups)} classes, found {batch}")
+
+    def draw(rows: Tensor, generator: torch.Generator) -> Tensor:
+        order = torch.randperm(len(rows), generator=generator)
+        return rows[order.repeat(-(-each // len(rows)))[:each]]  # a class with fewer gives some twice
+
+    def batches(epoch: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        found = []
+        for _ in range(max(1, len(labels) // batch)):
+            chosen = torch.randperm(len(groups), generator=generator)[: batch // each]
+            found.append(torch.cat([draw(groups[c], generator) for c in chosen]))
+        return found
+
+    return batches
+
+
+def flipped(pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Bytes to [0, 1], each image mirrored or not."""
+    x = pixels.float() / 255
+    return torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
 
 
 def _values(first: int, n: int, key: str) -> tuple[list[patterns.Tile], Int64[Tensor, " m"]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from georeps.core import metrics, search, sphere
 from georeps.readers import images, vpr
-from georeps.tasks import drives, floors, pairs, unseen
+from georeps.tasks import drives, fine, floors, pairs
 from georeps.worlds import city as cities, earth as globe, patterns as tiles_of
 
 Labels = Sequence | np.ndarray | Tensor
@@ -96,7 +96,7 @@ def city(
     where = cities.places(split="cross", part="test", n=places, tiles=tiles)
     found = {
         "street to sky": of_pairs("03-05", (learn.ground, learn.gallery()), judge.ground, judge.gallery(), (1, 16)),
-        "places at other times": of_labels("06", *cities.views(where, size=size, seen=unseen.SEEN)),
+        "places at other times": of_labels("06", *cities.views(where, size=size, seen=fine.SEEN)),
     }
     root = drives.tree(size=size, **drive)
     for condition in ("day", "night"):
@@ -123,13 +123,13 @@ def earth(*, train: int, test: int, size: int, extent_km: float, spacing_km: flo
 def patterns(*, n: int, size: int, scale: float) -> dict[str, Probe]:
     """Tiles from above: values of folders never trained on, of the classes PatternCom asks about, and classes drawn in another style."""
     folders = [(folder, value) for folder in tiles_of.FOLDERS[1::2] for value in tiles_of.values(folder)]
-    fine = [tiles_of.Tile(f, v, scene=tiles_of.seed_of("probe", f, v, i)) for f, v in folders for i in range(n)]
+    values = [tiles_of.Tile(f, v, scene=tiles_of.seed_of("probe", f, v, i)) for f, v in folders for i in range(n)]
     shown = [tile for tile in tiles_of.benchmark(scale=scale) if tile.value and tile.folder in tiles_of.COUNTS]
     styles = tiles_of.conversion("styles", n=n)
     asked, drawn = ([t for t in styles if (t.style == "photo") == photo] for photo in (True, False))
     render = lambda tiles: tiles_of.render(tiles, size=size)  # noqa: E731
     return {
-        "values of unseen classes": of_labels("06, 07", render(fine), [f"{t.folder} {t.value}" for t in fine]),
+        "values of unseen classes": of_labels("06", render(values), [f"{t.folder} {t.value}" for t in values]),
         "class and value": of_labels("08", render(shown), [f"{t.folder} {t.value}" for t in shown]),
         "the same in other styles": of_labels("09", render(asked), [t.folder for t in asked], (render(drawn), [t.folder for t in drawn])),
     }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from georeps.tasks import unseen
+from georeps.tasks import fine, unseen
 from georeps.worlds import patterns
 from georeps.worlds.patterns import objects
 
@@ -55,20 +55,14 @@ def test_unseen_classes_are_disjoint_and_a_third_of_the_training_ones_validates(
     assert torch.equal(found.test.images, unseen.of_patterns(size=16, n=2, n_test=3, seed=9).test.images)
 
 
-def test_places_of_the_city_have_six_views_and_test_places_other_cities():
-    found = unseen.of_city(size=16, places=9, test_places=4, tiles=6, seed=0)
-    assert (found.train.classes, found.val.classes, found.test.classes) == (6, 3, 4)
-    assert found.train.labels.bincount().tolist() == [6] * 6
-
-
 def test_balanced_batches_hold_so_many_images_of_so_many_classes():
     labels = torch.arange(40) % 8
-    batches = unseen.balanced(labels, 12, 3, seed=0)
+    batches = fine.balanced(labels, 12, 3, seed=0)
     assert len(batches(0)) == 3
     for index in batches(1):
         assert sorted(labels[index].bincount()[labels[index].unique()].tolist()) == [3] * 4 and len(index.unique()) == 12
     assert all(torch.equal(a, b) for a, b in zip(batches(2), batches(2), strict=True))
-    few = unseen.balanced(torch.tensor([0, 0, 1, 1]), 6, 3, seed=0)(0)[0]
+    few = fine.balanced(torch.tensor([0, 0, 1, 1]), 6, 3, seed=0)(0)[0]
     assert len(few) == 6  # a class with fewer images gives some twice
     with pytest.raises(ValueError, match="batch, each: expected batch to hold 3 images of at most 8 classes, found 30"):
-        unseen.balanced(labels, 30, 3, seed=0)
+        fine.balanced(labels, 30, 3, seed=0)
