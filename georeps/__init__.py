@@ -44,7 +44,7 @@ readers/    official data sets on disk
     compositions    PatternCom, FreeDom's lists, Fashion-IQ, CIRR, CIRCO
 tasks/      one record for a method to take, from a world or from your data
     pairs           ground and satellite
-    unseen          classes never trained on
+    recognition     objects with masks and boxes, land cover
     fine            fine classes, as images and as a frozen tower has seen them
     matching        pairs of the city, off centre and at other times too
     floors          rows that learn nothing
@@ -63,7 +63,6 @@ lab/        what turns runs into pages
     speed           the core raced beside its peers
     trained         a training that chapters share, stored
     starts          the starts of the thesis's Table 3.1
-    supervised      a supervised start, for chapters that have no tower yet
     clip            a small CLIP, and published ones
     locators        locators of the Earth, trained and stored
 

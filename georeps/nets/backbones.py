@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from georeps.nets import encoders, pooling, towers
@@ -36,19 +36,23 @@ class Trunk(nn.Module):
         self.register_buffer("mean", torch.tensor(encoders.IMAGENET_MEAN).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(encoders.IMAGENET_STD).view(-1, 1, 1))
 
-    normalise_by = encoders.VGG16.normalise_by
+    def normalise_by(self, images: Shaped[Tensor, "n c h w"]) -> "Trunk":
+        """Take the channel means and deviations of training images, or of what a tower has seen of them, in place of ImageNet's."""
+        x = encoders.scale(images)
+        self.mean, self.std = x.mean(dim=(0, 2, 3)).view(-1, 1, 1), x.std(dim=(0, 2, 3)).clamp(min=1e-3).view(-1, 1, 1)
+        return self
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d i j"]:
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         return self._grid(self.model.forward_features((image - self.mean) / self.std))
 
-    def cls(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def cls(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """The CLS token after the last block."""
         if not self.has_cls:
             raise ValueError("cls: expected a transformer with a CLS token, found a network without one")
         return self.model.forward_features((image - self.mean) / self.std)[:, 0]
 
     @torch.no_grad()
-    def blocks(self, image: Float[Tensor, "b 3 h w"]) -> Blocks:
+    def blocks(self, image: Float[Tensor, "b c h w"]) -> Blocks:
         """The CLS token's attention in each block, and the keys of the last; without a CLS token the attention is that of the tokens' mean query."""
         seen: list[Tensor] = []
         hooks = [block.norm1.register_forward_hook(lambda _, __, out: seen.append(out)) for block in self.model.blocks]
@@ -88,12 +92,18 @@ def convnext(*, width: int = 96, depths: tuple[int, int, int, int] = (3, 3, 27, 
     return Trunk(ConvNeXt(depths=depths, dims=tuple(width * m for m in (1, 2, 4, 8)), output_stride=stride, num_classes=0, global_pool=""))
 
 
-def vit(*, size: int = 224, patch: int = 16, dim: int = 384, depth: int = 12, heads: int = 6, cls: bool = False) -> Trunk:
-    """A vision transformer, with a CLS token or without; the defaults are ViT-S/16."""
+def vit(
+    *, size: int = 224, patch: int = 16, dim: int = 384, depth: int = 12, heads: int = 6, cls: bool = False, channels: int = 3
+) -> Trunk:  # fmt: skip
+    """A vision transformer, with a CLS token or without; the defaults are ViT-S/16.
+
+    On a tower's maps of `size` positions a side and so many `channels`, with a patch a position, it is the hybrid of Dosovitskiy et al. (2021).
+    """
     from timm.models.vision_transformer import VisionTransformer
 
     return Trunk(VisionTransformer(
-        img_size=size, patch_size=patch, embed_dim=dim, depth=depth, num_heads=heads, num_classes=0, class_token=cls, global_pool="token" if cls else "",
+        img_size=size, patch_size=patch, in_chans=channels, embed_dim=dim, depth=depth, num_heads=heads, num_classes=0, class_token=cls,
+        global_pool="token" if cls else "",
     ))  # fmt: skip
 
 
@@ -109,16 +119,16 @@ class Classifier(nn.Module):
         self.trunk, self.pool = trunk, pool or CLS(trunk.out_dim)
         self.head = nn.Linear(self.pool.out_dim // self.pool.k, classes)
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
         vector = self.vector(image)
         return self.head(vector.unflatten(1, (self.pool.k, -1))).amax(dim=1)
 
-    def vector(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
+    def vector(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e"]:
         """What the pooling gives."""
         return self.trunk.cls(image) if isinstance(self.pool, CLS) else self.pool(self.trunk(image)).vector
 
     @torch.no_grad()
-    def attention(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b i j"] | None:
+    def attention(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b i j"] | None:
         """The map that the pooling looks by, None where it has none; of a CLS token that of the last block."""
         if isinstance(self.pool, CLS):
             return self.trunk.blocks(image).attention[-1]
@@ -126,16 +136,18 @@ class Classifier(nn.Module):
 
 
 class Recognition(nn.Module):
-    """A step of supervised training: indices of images -> cross-entropy. With `flip` images are flipped, with `turn` turned by quarters: from above there
-    is no up."""
+    """A step of supervised training: indices of images, or of what a tower has seen, -> cross-entropy.
 
-    def __init__(self, model: nn.Module, images: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], *, turn: bool = True, flip: bool = True):
+    With `flip` a batch is flipped, or not, with `turn` turned by quarters, all of it alike: from above there is no up.
+    """
+
+    def __init__(self, model: nn.Module, images: Shaped[Tensor, "n c h w"], labels: Int64[Tensor, " n"], *, turn: bool = True, flip: bool = True):
         super().__init__()
         self.model, self.images, self.turn, self.flip = model, images, turn, flip
         self.register_buffer("labels", labels)
 
     def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
-        x = self.images[index].to(self.labels.device, non_blocking=True).float() / 255
+        x = encoders.scale(self.images[index].to(self.labels.device, non_blocking=True))
         if self.training:
             x = x.flip(3) if self.flip and torch.rand(()) < 0.5 else x
             x = x.rot90(int(torch.randint(4, ())), (2, 3)) if self.turn else x

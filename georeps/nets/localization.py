@@ -4,6 +4,7 @@ Boxes are (left, top, right, bottom) in pixels of the image.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,13 +23,33 @@ def max_box_acc_v2(
     """MaxBoxAccV2 in percent (Choe et al., 2020): at each threshold of the map the boxes of all its contours, an image counts where one of them
     overlaps a true box by so much; the best threshold over the set for each overlap, then the mean over overlaps.
 
-    A map is resized to `size` pixels and scaled to 0..1. Contours are those of OpenCV's RETR_TREE: outlines of regions and of holes. The
-    published number of thresholds is 1,000.
+    As its authors compute it: a map is resized to `size` pixels by cubic interpolation, scaled to whole numbers up to 255, and cut above each of
+    `steps` shares of its largest value, in whole numbers too. Contours are those of OpenCV's RETR_TREE: outlines of regions and of holes.
     """
     if len(maps) != len(boxes) or not len(maps):
         raise ValueError(f"boxes: expected those of {len(maps)} maps, found {len(boxes)}")
-    best = np.stack([_best_by_threshold(m, own, steps) for m, own in zip(resized(maps, size).numpy(), boxes, strict=True)])
+    best = _best(maps, boxes, size, steps)
     return 100 * float(np.mean([(best >= overlap).mean(axis=0).max() for overlap in overlaps]))
+
+
+def boxes_of(maps: Float[Tensor, "n h w"], boxes: Sequence[Float[Tensor, "_ 4"]], *, size: int, steps: int = 1000) -> Float[Tensor, "n 4"]:
+    """The box of each map's largest contour, at the threshold that suits the set best at an overlap of one half."""
+    cut = int((_best(maps, boxes, size, steps) >= 0.5).mean(axis=0).argmax())
+    found = []
+    for grey in _grey(maps, size):
+        own, _ = contour_boxes((grey > cut * int(grey.max()) // steps)[None])
+        area = (own[:, 2:] - own[:, :2]).prod(axis=1)
+        found.append(own[area.argmax()] if len(own) else np.zeros(4, np.float32))
+    return torch.from_numpy(np.stack(found))
+
+
+def _grey(maps: Tensor, size: int) -> np.ndarray:
+    return (255 * resized(maps, size, mode="bicubic")).byte().numpy()
+
+
+def _best(maps: Tensor, boxes: Sequence[Tensor], size: int, steps: int) -> np.ndarray:
+    """The largest overlap of each image "n t", threshold by threshold."""
+    return np.stack([_best_by_threshold(grey, own, steps) for grey, own in zip(_grey(maps, size), boxes, strict=True)])
 
 
 def attention_auc(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n s s"]) -> Float[Tensor, " n"]:
@@ -45,20 +66,29 @@ def attention_auc(maps: Float[Tensor, "n h w"], masks: Bool[Tensor, "n s s"]) ->
     return torch.stack(found).float()
 
 
-def resized(maps: Float[Tensor, "n h w"], size: int) -> Float[Tensor, "n s s"]:
+def resized(maps: Float[Tensor, "n h w"], size: int, *, mode: Literal["bilinear", "bicubic"] = "bilinear") -> Float[Tensor, "n s s"]:
     """To `size` pixels a side, each scaled to 0..1; a constant map to 0."""
-    large = F.interpolate(maps[:, None].float(), size=(size, size), mode="bilinear")[:, 0]
+    large = F.interpolate(maps[:, None].float(), size=(size, size), mode=mode)[:, 0]
     low, high = large.amin(dim=(1, 2), keepdim=True), large.amax(dim=(1, 2), keepdim=True)
     return (large - low) / (high - low).clamp(min=1e-12)
 
 
-def _best_by_threshold(found: np.ndarray, boxes: Tensor, steps: int) -> np.ndarray:
-    """The largest overlap of a contour's box with a true one, for each threshold."""
-    best = np.zeros(steps)
-    proposed, step = contour_boxes(found > np.arange(steps)[:, None, None] / steps)
-    if len(proposed) and len(boxes):
-        np.maximum.at(best, step, iou(torch.from_numpy(proposed), boxes).amax(dim=1).numpy())
-    return best
+def _best_by_threshold(grey: np.ndarray, boxes: Tensor, steps: int) -> np.ndarray:
+    """The largest overlap of a contour's box with a true one, for each threshold; only where the mask changes are contours sought."""
+    levels = np.unique(grey)[:-1]  # above the largest nothing is left
+    if not len(levels) or not len(boxes):
+        return np.zeros(steps)
+    best, (proposed, level) = np.zeros(len(levels)), contour_boxes(grey > levels[:, None, None])
+    np.maximum.at(best, level, iou(torch.from_numpy(proposed), boxes).amax(dim=1).numpy())
+    cut = np.arange(steps) * int(grey.max()) // steps
+    at = np.searchsorted(levels, cut, side="right") - 1  # the last level that the threshold does not reach below
+    return np.where(at >= 0, best[at], _whole(grey, boxes))
+
+
+def _whole(grey: np.ndarray, boxes: Tensor) -> float:
+    """The overlap where a threshold lies below the darkest pixel: the mask is the image."""
+    box = torch.tensor([[0.0, 0.0, grey.shape[1] - 1, grey.shape[0] - 1]])
+    return float(iou(box, boxes).max())
 
 
 def contour_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

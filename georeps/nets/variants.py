@@ -101,3 +101,27 @@ class Variant(pooling.Pooling):
             lambda u: split(self.query[i](self.norm_q(u))), lambda _: split(self.key[i](chosen["k"])), compare, attend, value,
             pooling.average if self.gamma is None else pooling.power(self.gamma), pooled=lambda z, u: z.reshape(b, d, -1),
         )  # fmt: skip
+
+
+class NormedGAP(pooling.Pooling):
+    """The mean of LN(X): SimPool without its attention and its exponent, the control of what a LayerNorm does."""
+
+    def __init__(self, dim: int):
+        super().__init__(dim)
+        self.norm = pooling.ColumnNorm(dim)
+
+    def forward(self, x: Float[Tensor, "b d h w"]) -> pooling.Pooled:
+        return pooling.Pooled(self.norm(x.flatten(2)).mean(dim=2), None)
+
+
+class LearntGamma(pooling.SimPool):
+    """SimPool with a learnt exponent (3.4.4): its logarithm moves at `rate` times the others' learning rate, under Adam, up to log(`most`)."""
+
+    def __init__(self, dim: int, gamma: float = 1.0, *, rate: float = 10.0, most: float = 50.0):
+        super().__init__(dim, gamma)
+        self.rate, self.most = rate, most
+        self.raw = nn.Parameter(torch.tensor(math.log(gamma) / rate))
+
+    @property
+    def gamma(self) -> Tensor:
+        return (self.rate * self.raw).clamp(-2, math.log(self.most)).exp()

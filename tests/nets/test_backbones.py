@@ -90,9 +90,8 @@ def test_recognition_learns(tmp_path):
 
 def test_dino_s_loss_is_the_cross_entropy_of_other_views():
     model = backbones.Classifier(small("vit", cls=True), None, 2)
-    step = dino.Dino(model, 32, lambda i: IMAGES[i], out=16, small=1).eval()
-    seen = []
-    step._view = lambda images, scale: seen.append(images + len(seen) / 10) or seen[-1]
+    seen = [IMAGES.float() / 255 + i / 10 for i in range(3)]
+    step = dino.Dino(model, 32, dino.of_stored(torch.stack(seen, dim=1)), out=16).eval()
     found = step(torch.arange(6))
     expected = []
     for t in (0, 1):
@@ -105,7 +104,8 @@ def test_dino_s_loss_is_the_cross_entropy_of_other_views():
 
 def test_dino_moves_its_teacher_and_centre_in_training_only():
     model = backbones.Classifier(small("vit", cls=True), None, 2)
-    step = dino.Dino(model, 32, lambda i: IMAGES[i], out=16)
+    views = dino.of_images(IMAGES, dino.Views())
+    step = dino.Dino(model, 32, views, out=16)
     before = [p.clone() for p in step.teacher.parameters()]
     step.eval()(torch.arange(6))
     assert float(step.centre.abs().sum()) == 0
@@ -114,4 +114,24 @@ def test_dino_moves_its_teacher_and_centre_in_training_only():
     assert any(not torch.equal(a, b) for a, b in zip(before, step.teacher.parameters(), strict=True))
     assert not any(p.requires_grad for p in step.teacher.parameters())
     with pytest.raises(ValueError, match="momentum: expected a number between 0 and 1, found 1.0"):
-        dino.Dino(model, 32, lambda i: IMAGES[i], momentum=1.0)
+        dino.Dino(model, 32, views, momentum=1.0)
+    with pytest.raises(ValueError, match="large: expected a share between 0.05 and 1, found 1.0"):
+        dino.Views(large=1.0)
+
+
+def test_stored_views_are_what_the_stem_gives_of_one_draw(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOREPS_CACHE", str(tmp_path))
+    stem = torch.nn.Conv2d(3, 4, 2, stride=2)
+    state = torch.get_rng_state()
+    found = dino.stored(stem, IMAGES, dino.Views(small=1))
+    assert found.shape == (6, 3, 4, *(side // 2 for side in IMAGES.shape[-2:])) and found.dtype == torch.float16
+    assert torch.equal(found, dino.stored(stem, IMAGES, dino.Views(small=1))) and torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(found[:, 0], found[:, 1])
+    assert [v.shape for v in dino.of_stored(found)(torch.tensor([2, 0]))] == [(2, *found.shape[2:])] * 3
+
+
+def test_a_transformer_on_maps_takes_their_channels_and_statistics():
+    maps = 3 * torch.randn(20, 5, 4, 4) + 1
+    trunk = backbones.vit(size=4, patch=1, dim=16, heads=2, depth=1, cls=True, channels=5).normalise_by(maps)
+    torch.testing.assert_close(trunk.mean.flatten(), maps.mean((0, 2, 3)))
+    assert trunk(maps).shape == (20, 16, 4, 4) and trunk.blocks(maps).attention.shape == (1, 20, 4, 4)

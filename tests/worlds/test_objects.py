@@ -1,10 +1,9 @@
-"""The worlds of chapters 06 and 07: objects with exact masks and boxes, and classes never trained on."""
+"""The worlds of chapters 06 and 07: objects with exact masks and boxes, batches of classes."""
 
 import pytest
 import torch
 
-from georeps.tasks import fine, unseen
-from georeps.worlds import patterns
+from georeps.tasks import fine
 from georeps.worlds.patterns import objects
 
 
@@ -46,13 +45,6 @@ def test_background_variants_keep_or_lose_the_foreground():
     outside = ~inside & (images.sum(dim=1) > 0)
     assert all(bool((o[:, keep] == x[:, keep]).all()) for o, x, keep in zip(found["obt"], images, outside, strict=True))
     assert not torch.equal(found["obt"], images)
-
-
-def test_unseen_classes_are_disjoint_and_a_third_of_the_training_ones_validates():
-    found = unseen.of_patterns(size=16, n=2, n_test=3, seed=4)
-    assert (found.train.classes, found.val.classes, found.test.classes) == (13, 6, 19)
-    assert len(found.test.images) == 57 and not set(patterns.FOLDERS[::2]) & set(patterns.FOLDERS[1::2])
-    assert torch.equal(found.test.images, unseen.of_patterns(size=16, n=2, n_test=3, seed=9).test.images)
 
 
 def test_balanced_batches_hold_so_many_images_of_so_many_classes():
