@@ -119,7 +119,7 @@ class Classifier(nn.Module):
         self.trunk, self.pool = trunk, pool or CLS(trunk.out_dim)
         self.head = nn.Linear(self.pool.out_dim // self.pool.k, classes)
 
-    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         vector = self.vector(image)
         return self.head(vector.unflatten(1, (self.pool.k, -1))).amax(dim=1)
 
