@@ -242,7 +242,7 @@ class Metrix(nn.Module):
             return error
         anchors = e if self.anchor == "example" else self.unit_proxies()
         weights = chosen.weights(lam) if mixup.label == "mixed" else (torch.zeros_like(chosen.member), chosen.member)
-        return error + mixup.strength * self.loss(anchors @ v.T, *weights).mean()
+        return error + mixup.strength * self.loss(_products(anchors, v), *weights).mean()
 
     def mixed(
         self, mixup: Mixup, pairs: Pair, images: Tensor, grid: Tensor, e: Float[Tensor, "b d"], y: Int64[Tensor, " b"]
@@ -269,14 +269,15 @@ class Metrix(nn.Module):
             member = itself if pairs == "anc-neg" else (y[:, None] == y[first]) & ~itself
         return v, lam, Mixing(first, second, member, (1.0, float(pairs == "pos-pos")))
 
-    def _of_bank(self, partners: str, k: int | None, index: Int64[Tensor, " b"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings of mixed inputs, their lambda, which of the batch and which of all images they were made of."""
+    def _of_bank(self, partners: str, k: int | None, index: Int64[Tensor, " b"], *, one: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings of mixed inputs, k or all of each image or `one` drawn, their lambda, which of the batch and which of all they were made of."""
         if partners not in self.banks:
             raise ValueError(f"banks: expected one of partners {partners!r}, found {', '.join(self.banks)}")
         found, device = self.banks[partners], self.labels.device
         if k is not None and k > found.lam.shape[1]:
             raise ValueError(f"hardest: expected at most the {found.lam.shape[1]} partners of each image in the bank, found {k}")
-        seen, lam, partner = (x[index.cpu(), :k].flatten(0, 1).to(device) for x in (found.seen, found.lam, found.partner))
+        column = torch.randint(found.lam.shape[1], (len(index), 1)) if one else torch.arange(found.lam.shape[1])[None, :k].expand(len(index), -1)
+        seen, lam, partner = (x[index.cpu()[:, None], column].flatten(0, 1).to(device) for x in (found.seen, found.lam, found.partner))
         return self.model(seen), lam, torch.arange(len(index), device=device).repeat_interleave(len(lam) // len(index)), partner
 
     def unit_proxies(self) -> Float[Tensor, "c d"]:
@@ -296,30 +297,30 @@ class Metrix(nn.Module):
         """Similarities of the anchors to what they are compared with, and which of these are positives and negatives."""
         if self.anchor == "example" == self.other:
             same = y[:, None] == y[None]
-            return e @ e.T, same & ~torch.eye(len(y), dtype=torch.bool, device=y.device), ~same
+            return _products(e, e), same & ~torch.eye(len(y), dtype=torch.bool, device=y.device), ~same
         same = y[:, None] == torch.arange(len(self.proxies) // self.centres, device=y.device)
         similarity = self._to_proxies(e)
         return (similarity, same, ~same) if self.other == "proxy" else (similarity.T, same.T, ~same.T)
 
     def _to_proxies(self, e: Tensor) -> Float[Tensor, "b c"]:
-        similarity = (e @ self.unit_proxies().T).unflatten(1, (-1, self.centres))
+        similarity = _products(e, self.unit_proxies()).unflatten(1, (-1, self.centres))
         return losses.centre_similarity(similarity) if self.centres > 1 else similarity[:, :, 0]
 
     def _mixed_anchors(self, mixup: Mixup, index, images, grid, e, y) -> Float[Tensor, ""]:
         """Mixed examples as anchors, against proxies or clean examples, whose labels are those of the two sources mixed."""
         apart, alone = y[:, None] != y[None], mixup.anchor == "mixed"  # i-Mix: each with one of another class
         if mixup.kind == "input" and self.banks:
-            v, lam, first, second = self._of_bank("negative" if alone else "hardest", 1 if alone else mixup.hardest, index)
+            v, lam, first, second = self._of_bank("negative" if alone else "hardest", None if alone else mixup.hardest, index, one=alone)
             own, other = y[first], self.labels[second]
         else:
-            near = drawn(apart, 1) if alone else apart if mixup.hardest is None else hardest((e @ e.T).detach(), apart, mixup.hardest)
+            near = drawn(apart, 1) if alone else apart if mixup.hardest is None else hardest(_products(e, e).detach(), apart, mixup.hardest)
             first, second = near.nonzero(as_tuple=True)
             lam = self._lambda(mixup, len(first), e.device)
             v = self._f(mixup, images, grid, e, first, second, lam)
             own, other = y[first], y[second]
         classes = torch.arange(len(self.proxies) // self.centres, device=y.device) if self.other == "proxy" else y
         label = mix(*((of[:, None] == classes).to(v) for of in (own, other)), lam)
-        return self.loss(self._to_proxies(v) if self.other == "proxy" else v @ e.T, label, 1 - label).mean()
+        return self.loss(self._to_proxies(v) if self.other == "proxy" else _products(v, e), label, 1 - label).mean()
 
     def _synthesised(self, e: Tensor, y: Tensor) -> Float[Tensor, ""]:
         """Proxy Synthesis: the loss on the batch and as many mixed examples, each a class of its own with a mixed proxy."""
@@ -332,10 +333,16 @@ class Metrix(nn.Module):
         new = torch.arange(len(first), device=y.device) + len(proxies)
         proxies = torch.cat([proxies, F.normalize(mix(proxies[y[first]], proxies[y[second]], lam), dim=1)])
         same = torch.arange(len(proxies), device=y.device)[:, None] == torch.cat([y, new])
-        return self.loss(proxies @ e.T, same, ~same).mean()
+        return self.loss(_products(proxies, e), same, ~same).mean()
 
     def _lambda(self, mixup: Mixup, m: int, device: torch.device) -> Float[Tensor, " m"]:
         return (mixup.largest * torch.distributions.Beta(mixup.alpha, mixup.alpha).sample((m,))).to(device)
+
+
+def _products(x: Float[Tensor, "q d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "q m"]:
+    """Inner products in float32 whatever autocast says: a loss multiplies their errors by its beta and gamma, up to 75."""
+    with torch.autocast(x.device.type, enabled=False):
+        return x.float() @ y.float().T
 
 
 def acts_as_positive(

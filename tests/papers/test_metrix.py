@@ -287,3 +287,16 @@ def test_a_bank_that_cannot_be_made_or_is_not_there_is_named():
     del module.banks["positive"]
     with pytest.raises(ValueError, match="banks: expected one of partners 'positive', found hardest, negative"):
         module.stored(metrix.Mixup("input"), "pos-pos", torch.arange(12), LABELS)
+
+
+@pytest.mark.parametrize("loss", [losses.multi_similarity(), losses.proxy_anchor(), losses.proxy_nca_pp()], ids=["multi", "anchor", "nca_pp"])
+def test_similarities_are_never_computed_in_16_bits(loss):
+    seen = []
+    module = headed(lambda *args: seen.append(args[0]) or loss(*args), mixups=metrix.row("feature", proxy_anchor=loss.anchor == "proxy"))
+    module.anchor, module.other = loss.anchor, loss.other
+    if "proxy" in (loss.anchor, loss.other):
+        module.proxies = torch.nn.Parameter(torch.nn.functional.normalize(torch.randn(int(LABELS.max()) + 1, 6), dim=1))
+    with torch.autocast("cpu", torch.bfloat16):
+        module(torch.arange(12))
+    assert len(seen) == 2 and all(s.dtype == torch.float32 for s in seen)
+    assert any(not torch.equal(s, s.bfloat16().float()) for s in seen)
