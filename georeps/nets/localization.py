@@ -19,17 +19,16 @@ EIGHT[1], FOUR[1] = 1, [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
 
 def max_box_acc_v2(
     maps: Float[Tensor, "n h w"], boxes: Sequence[Float[Tensor, "_ 4"]], *, size: int, steps: int = 1000, overlaps: Sequence[float] = (0.3, 0.5, 0.7)
-) -> float:
-    """MaxBoxAccV2 in percent (Choe et al., 2020): at each threshold of the map the boxes of all its contours, an image counts where one of them
-    overlaps a true box by so much; the best threshold over the set for each overlap, then the mean over overlaps.
+) -> Float[Tensor, " n"]:
+    """MaxBoxAccV2 in percent is the mean of these, one an image (Choe et al., 2020): at each threshold of the map the boxes of all its contours, an image
+    counts where one of them overlaps a true box by so much; the best threshold over the set for each overlap, then the mean over overlaps.
 
     As its authors compute it: a map is resized to `size` pixels by cubic interpolation, scaled to whole numbers up to 255, and cut above each of
-    `steps` shares of its largest value, in whole numbers too. Contours are those of OpenCV's RETR_TREE: outlines of regions and of holes.
+    `steps` shares of its largest value (published: 1,000), in whole numbers too. Contours are those of OpenCV's RETR_TREE: outlines of regions and of holes.
     """
-    if len(maps) != len(boxes) or not len(maps):
-        raise ValueError(f"boxes: expected those of {len(maps)} maps, found {len(boxes)}")
     best = _best(maps, boxes, size, steps)
-    return 100 * float(np.mean([(best >= overlap).mean(axis=0).max() for overlap in overlaps]))
+    hits = [best >= overlap for overlap in overlaps]
+    return torch.from_numpy(100 * np.mean([hit[:, hit.mean(axis=0).argmax()] for hit in hits], axis=0)).float()
 
 
 def boxes_of(maps: Float[Tensor, "n h w"], boxes: Sequence[Float[Tensor, "_ 4"]], *, size: int, steps: int = 1000) -> Float[Tensor, "n 4"]:
@@ -48,7 +47,9 @@ def _grey(maps: Tensor, size: int) -> np.ndarray:
 
 
 def _best(maps: Tensor, boxes: Sequence[Tensor], size: int, steps: int) -> np.ndarray:
-    """The largest overlap of each image "n t", threshold by threshold."""
+    """The largest overlap of each image's contours with a true box "n t", threshold by threshold."""
+    if len(maps) != len(boxes) or not len(maps):
+        raise ValueError(f"boxes: expected those of {len(maps)} maps, found {len(boxes)}")
     return np.stack([_best_by_threshold(grey, own, steps) for grey, own in zip(_grey(maps, size), boxes, strict=True)])
 
 
@@ -74,21 +75,16 @@ def resized(maps: Float[Tensor, "n h w"], size: int, *, mode: Literal["bilinear"
 
 
 def _best_by_threshold(grey: np.ndarray, boxes: Tensor, steps: int) -> np.ndarray:
-    """The largest overlap of a contour's box with a true one, for each threshold; only where the mask changes are contours sought."""
-    levels = np.unique(grey)[:-1]  # above the largest nothing is left
-    if not len(levels) or not len(boxes):
-        return np.zeros(steps)
-    best, (proposed, level) = np.zeros(len(levels)), contour_boxes(grey > levels[:, None, None])
-    np.maximum.at(best, level, iou(torch.from_numpy(proposed), boxes).amax(dim=1).numpy())
-    cut = np.arange(steps) * int(grey.max()) // steps
-    at = np.searchsorted(levels, cut, side="right") - 1  # the last level that the threshold does not reach below
-    return np.where(at >= 0, best[at], _whole(grey, boxes))
-
-
-def _whole(grey: np.ndarray, boxes: Tensor) -> float:
-    """The overlap where a threshold lies below the darkest pixel: the mask is the image."""
-    box = torch.tensor([[0.0, 0.0, grey.shape[1] - 1, grey.shape[0] - 1]])
-    return float(iou(box, boxes).max())
+    """The largest overlap of a contour's box with a true one, for each threshold; contours are sought once where thresholds give the same mask."""
+    levels = np.unique(grey)
+    level = np.searchsorted(levels, np.arange(steps) * int(grey.max()) // steps, side="right")  # how many levels a threshold leaves dark
+    own, place = np.unique(level, return_inverse=True)
+    masks = grey >= levels[own.clip(max=len(levels) - 1), None, None]
+    masks[own == len(levels)] = False
+    best, (proposed, at) = np.zeros(len(own)), contour_boxes(masks)
+    if len(proposed) and len(boxes):
+        np.maximum.at(best, at, iou(torch.from_numpy(proposed), boxes).amax(dim=1).numpy())
+    return best[place]
 
 
 def contour_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +96,8 @@ def contour_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     holes, _ = ndimage.label(~masks, FOUR)
     edge = set(np.unique(np.concatenate([holes[:, 0].ravel(), holes[:, -1].ravel(), holes[:, :, 0].ravel(), holes[:, :, -1].ravel()])).tolist())
     inner = [where for i, where in enumerate(ndimage.find_objects(holes), 1) if i not in edge]
-    rows = [[x.start - g, y.start - g, x.stop - 1 + g, y.stop - 1 + g] for g, group in ((0, regions), (1, inner)) for _, y, x in group]
+    h, w = masks.shape[1:]  # published code takes x + width for the right edge, within the picture
+    rows = [[x.start - g, y.start - g, min(x.stop + g, w - 1), min(y.stop + g, h - 1)] for g, group in ((0, regions), (1, inner)) for _, y, x in group]
     return np.array(rows, np.float32).reshape(-1, 4), np.array([t.start for t, _, _ in (*regions, *inner)], int)
 
 
@@ -113,7 +110,7 @@ def iou(x: Float[Tensor, "n 4"], y: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"
 
 
 def dino_seg(attention: Float[Tensor, "h w"], *, size: int, mass: float = 0.6) -> Float[Tensor, "4"]:
-    """The box of the largest region that holds `mass` of the attention (Caron et al., 2021, as LOST's code has it)."""
+    """The box of the largest region that holds `mass` of the attention (Caron et al., 2021, as LOST's code has it, which takes the map of one head)."""
     order = attention.flatten().argsort(descending=True)
     share = attention.flatten()[order].cumsum(0) / attention.sum()
     kept = torch.zeros(attention.numel(), dtype=torch.bool)

@@ -3,6 +3,7 @@
     loss = mean over a teacher's view t and every other view s of  -softmax((teacher(t) - centre) / 0.04) . log softmax(student(s) / 0.1)
 """  # fmt: skip
 
+import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from georeps.core import cache
-from georeps.nets import encoders
+from georeps.nets import encoders, pooling
 from georeps.papers import moco
 
 
@@ -25,7 +26,9 @@ class Head(nn.Module):
         self.prototypes = nn.Parameter(torch.randn(out, bottleneck))
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b o"]:
-        return F.normalize(self.mlp(x), dim=1) @ F.normalize(self.prototypes, dim=1).T
+        z = self.mlp(x)
+        with pooling.full(z):  # never in 16 bits: the loss divides it by 0.04
+            return F.normalize(z.float(), dim=1) @ F.normalize(self.prototypes.float(), dim=1).T
 
 
 class Embedded(nn.Module):
@@ -121,9 +124,11 @@ def stored(stem: nn.Module, images: UInt8[Tensor, "n 3 h w"], views: Views, *, d
 
     @torch.no_grad()
     def build() -> dict[str, np.ndarray]:
+        see = copy.deepcopy(stem).to(device).eval()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            parts = [torch.stack([stem(v.to(device)).half().cpu() for v in views(part)], dim=1) for part in images.split(64)]
-        return {"views": torch.cat(parts).numpy()}
+            order = torch.randperm(len(images))  # so that images that share their draws are of any class
+            parts = [torch.stack([see(v.to(device)).half().cpu() for v in views(part)], dim=1) for part in images[order].split(64)]
+        return {"views": torch.cat(parts)[order.argsort()].numpy()}
 
     return torch.from_numpy(np.array(cache.cached("views", key, build)["views"]))

@@ -29,25 +29,39 @@ def test_contours_are_regions_over_corners_and_holes_with_their_lining():
     mask[2:5, 2:5] = False  # a ring: its hole is a contour too
     mask[7, 7] = mask[8, 8] = True  # joined over a corner
     boxes, whose = localization.contour_boxes(np.stack([mask, ~mask, np.zeros_like(mask)]))
-    assert sorted(map(tuple, boxes[whose == 0].tolist())) == [(1, 1, 5, 5), (1, 1, 5, 5), (7, 7, 8, 8)]
+    assert sorted(map(tuple, boxes[whose == 0].tolist())) == [(1, 1, 6, 6), (1, 1, 6, 6), (7, 7, 9, 9)]
     assert (0, 0, 9, 9) in map(tuple, boxes[whose == 1].tolist()) and not (whose == 2).any()
     assert localization.contour_boxes(np.ones((1, 4, 4), bool))[0].tolist() == [[0, 0, 3, 3]]
 
 
 def test_a_map_that_is_the_object_localises_it_and_an_empty_one_nothing():
-    boxes = [torch.tensor([[2.0, 3.0, 5.0, 7.0]]), torch.tensor([[0.0, 0.0, 3.0, 3.0], [6.0, 6.0, 9.0, 9.0]])]
-    maps = torch.stack([blob(10, 2, 3, 5, 7), blob(10, 6, 6, 9, 9)])
-    assert localization.max_box_acc_v2(maps, boxes, size=10, steps=20) == 100
-    assert localization.max_box_acc_v2(torch.zeros(2, 10, 10), boxes, size=10, steps=20) == 0
+    boxes = [torch.tensor([[8.0, 12.0, 23.0, 31.0]]), torch.tensor([[0.0, 0.0, 15.0, 15.0], [24.0, 24.0, 39.0, 39.0]])]
+    maps = torch.stack([blob(40, 8, 12, 23, 31), blob(40, 24, 24, 39, 39)])
+    assert localization.max_box_acc_v2(maps, boxes, size=40, steps=20).tolist() == [100, 100]
+    assert localization.max_box_acc_v2(torch.zeros(2, 40, 40), boxes, size=40, steps=20).mean() == 0
+    found = localization.boxes_of(maps, boxes, size=40, steps=20)
+    assert found.tolist() == [[8, 12, 24, 32], [24, 24, 39, 39]], "published code takes x + width for the right edge"
 
 
 def test_the_score_is_the_mean_of_three_overlaps_each_at_its_best_threshold():
-    boxes = [torch.tensor([[0.0, 0.0, 9.0, 4.0]])]
-    whole = torch.ones(1, 10, 10)
-    whole[0, 9, 9] = 0.9  # not constant; the box of all has overlap one half
-    assert localization.max_box_acc_v2(whole, boxes, size=10, steps=10) == pytest.approx(200 / 3)
-    graded = blob(10, 0, 0, 9, 4)[None] + 0.5 * blob(10, 0, 5, 9, 9)[None]  # at one threshold all, at another the object
-    assert localization.max_box_acc_v2(graded, boxes, size=10, steps=10) == 100
+    boxes = [torch.tensor([[0.0, 0.0, 39.0, 19.0]])]
+    whole = torch.ones(1, 40, 40)
+    whole[0, 36:, 36:] = 0.9  # not constant; the box of all has overlap one half
+    assert localization.max_box_acc_v2(whole, boxes, size=40, steps=10).mean() == pytest.approx(200 / 3)
+    graded = blob(40, 0, 0, 39, 19)[None] + 0.5 * blob(40, 0, 20, 39, 39)[None]  # at one threshold all, at another the object
+    assert localization.max_box_acc_v2(graded, boxes, size=40, steps=10).tolist() == [100]
+
+
+def test_contours_are_sought_once_where_thresholds_agree_and_found_as_by_each():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(3, 5, 5, generator=generator)
+    boxes = [torch.tensor([[4.0, 4.0, 14.0, 16.0]]), torch.tensor([[0.0, 8.0, 9.0, 19.0]]), torch.tensor([[2.0, 2.0, 18.0, 9.0]])]
+    best = localization._best(maps, boxes, 20, 300)
+    for grey, own, found in zip(localization._grey(maps, 20), boxes, best, strict=True):
+        for step in range(0, 300, 7):
+            proposed, _ = localization.contour_boxes((grey > step * int(grey.max()) // 300)[None])
+            expected = localization.iou(torch.from_numpy(proposed), own).max() if len(proposed) else 0.0
+            assert found[step] == pytest.approx(float(expected))
 
 
 def test_attention_auc_is_the_library_s_and_one_half_for_an_even_map():
