@@ -160,3 +160,13 @@ def test_nothing_needs_the_workplace():
     for path in (p for folder in ("georeps", "book", "tests") for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".ipynb", ".md", ".yml")):
         if path != this and "runs" not in path.parts:
             assert "../shared" not in path.read_text(), path
+
+
+def test_the_readme_s_examples_run():
+    """On fewer places than they name."""
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(examples) == 2
+    shared = {}
+    for code in examples:
+        exec(code.replace("n=200", "n=8"), shared)
+    assert len(shared["ranks"]) == 8 and shared["features"].shape[1] == 496
