@@ -129,6 +129,7 @@ class Page:
 
     def exhibit(self, cell, output, caption: str) -> None:
         kind, caption = kind_of(output), caption + seeds_of(output)
+        of_the_ledger(output, self.reference)
         table = output.data.pop(exhibits.MIME, {"csv": "", "alt": ""})
         self.numbers[kind] += 1
         number = f"{int(self.chapter[:2])}.{self.numbers[kind]}"
@@ -151,6 +152,20 @@ def seeds_of(output) -> str:
         return ""
     output.data["text/html"] = re.sub(r"\s*\(n=\d+\)", "", text)
     return " One seed." if found == {"1"} else f" {found.pop()} seeds."
+
+
+def of_the_ledger(output, reference: Reference) -> None:
+    """A chapter's table of claims has the verdicts of the whole ledger, whose error rate they share, as its text has."""
+    text = "".join(output.get("data", {}).get("text/html", ""))
+    if not ("<th>sentence</th>" in text and "<th>verdict</th>" in text):
+        return
+
+    def judged(row: re.Match) -> str:
+        known = row[2] in reference.ledger.index and reference.ledger.verdict[row[2]] != "not tested"
+        return row[1] + (html.escape(reference.ledger.verdict[row[2]]) if known else row[3]) + "</td>"
+
+    text = re.sub(r"(<tr>\s*<th>([\w-]+)</th>(?:(?!</tr>).)*<td>)([^<]*)</td>(?=\s*</tr>)", judged, text, flags=re.DOTALL)
+    output.data["text/html"] = text.replace('class="dataframe"', 'class="dataframe claims"')
 
 
 def kind_of(output) -> str:

@@ -383,7 +383,10 @@ def _bands(ax: Axes, curves: Mapping[str, Mapping[float, Sequence[float]]], perc
         xs = sorted(curve)
         mean, half, n = map(np.array, zip(*(records.interval(curve[x]) for x in xs), strict=True))
         ax.plot(xs, mean, color=colour, marker=".", label=f"{name} (n={n[0]})")
-        ax.fill_between(xs, (mean - half).clip(*bounds), (mean + half).clip(*bounds), color=colour, alpha=0.15, linewidth=0)
+        if min(n) > 2:  # of two seeds the interval says nothing: they are shown
+            ax.fill_between(xs, (mean - half).clip(*bounds), (mean + half).clip(*bounds), color=colour, alpha=0.15, linewidth=0)
+        for x in xs if min(n) == 2 else []:
+            ax.scatter([x] * len(curve[x]), curve[x], s=6, color=colour, alpha=0.6, linewidths=0)
         rows += [("", name, *row) for row in zip(xs, mean, half, n, strict=True)]
     ax.figure.table = pd.DataFrame(rows, columns=["panel", "series", "x", "y", "half-width of the 95% interval", "seeds"])
 
