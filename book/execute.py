@@ -150,9 +150,12 @@ def restamp(chapter: Path, profile: str, seed: int) -> None:
     moved += [f"{m}, a query" for m in after["outcomes"] if m in before["outcomes"] and not np.array_equal(before["outcomes"][m], after["outcomes"][m])]
     moved += [f"{m}, its floor" for m, floor in after["floors"].items() if before["floors"].get(m) != floor]
     if moved:
+        beside = BOOK / "runs" / "reference" / profile  # what the run found is not lost
+        beside.mkdir(parents=True, exist_ok=True)
         for path, content in zip(pair, kept, strict=True):
+            shutil.copy(path, beside / path.name)
             path.write_bytes(content)
-        said = f"{len(moved)} of {len(after['metrics'])} numbers of seed {seed} moved, {moved[0]} first"
+        said = f"{len(moved)} of {len(after['metrics'])} numbers of seed {seed} moved, {moved[0]} first (now in {beside.relative_to(BOOK.parent)})"
         sys.exit(f"{chapter.stem}: {said}: make records CHAPTER={chapter.stem[:2]}")
     for path in sorted(folder.glob(f"{chapter.stem}-s*.json")):
         record = json.loads(path.read_text())

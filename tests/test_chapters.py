@@ -104,8 +104,10 @@ run.save()"""
     before = {p.name: p.read_bytes() for p in results.iterdir()}
     change(path, 1, "source", "6 //", "7 //")
     run = python(small_book / "execute.py", "01", "--seed", "1", "--restamp")
-    assert run.returncode != 0 and "01_small: 2 of 2 numbers of seed 1 moved, small.r1 first: make records CHAPTER=01" in run.stderr, run.stderr
+    assert run.returncode != 0 and "01_small: 2 of 2 numbers of seed 1 moved, small.r1 first (now in " in run.stderr and ": make records CHAPTER=01" in run.stderr
     assert {p.name: p.read_bytes() for p in results.iterdir()} == before
+    found = json.loads((small_book / "runs" / "reference" / "laptop" / "01_small-s1.json").read_text())
+    assert found["metrics"]["small.r1"] == 53.5 and (small_book / "runs/reference/laptop/01_small-s1.npz").is_file()
     change(path, 1, "source", "7 //", "3 + 3 //")
     change(path, 1, "source", 'run[\\"small.gone\\"] = 1.0', "")
     run = python(small_book / "execute.py", "01", "--seed", "1", "--restamp")
