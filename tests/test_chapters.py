@@ -104,7 +104,7 @@ run.save()"""
     before = {p.name: p.read_bytes() for p in results.iterdir()}
     change(path, 1, "source", "6 //", "7 //")
     run = python(small_book / "execute.py", "01", "--seed", "1", "--restamp")
-    said = ("01_small: 2 of 2 numbers of seed 1 moved, small.r1 first (now in ", ": make records CHAPTER=01")
+    said = ("01_small: 2 of 2 numbers of seed 1 moved or are new (0), small.r1 first; see ", ": make records CHAPTER=01")
     assert run.returncode != 0 and all(part in run.stderr for part in said), run.stderr
     assert {p.name: p.read_bytes() for p in results.iterdir()} == before
     found = json.loads((small_book / "runs" / "reference" / "laptop" / "01_small-s1.json").read_text())
