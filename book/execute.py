@@ -156,8 +156,8 @@ def restamp(chapter: Path, profile: str, seed: int) -> None:
             shutil.copy(path, beside / path.name)
             path.write_bytes(content)
         new = sum(m not in before["metrics"] for m in after["metrics"])
-        said = f"{len(moved)} of {len(after['metrics'])} numbers of seed {seed} moved or are new ({new}), {moved[0]} first; see {beside.relative_to(BOOK.parent)}"
-        sys.exit(f"{chapter.stem}: {said}: make records CHAPTER={chapter.stem[:2]}")
+        said = f"{len(moved)} of {len(after['metrics'])} numbers of seed {seed} moved or are new ({new}), {moved[0]} first"
+        sys.exit(f"{chapter.stem}: {said}; see {beside.relative_to(BOOK.parent)}: make records CHAPTER={chapter.stem[:2]}")
     for path in sorted(folder.glob(f"{chapter.stem}-s*.json")):
         record = json.loads(path.read_text())
         if record["code"] == before["code"] != after["code"]:
