@@ -47,3 +47,6 @@ def test_a_tree_keeps_a_fifth_of_each_class_to_validate(tmp_path):
         path.unlink()
     with pytest.raises(ValueError, match="expected at least 2 training images a class, of which one validates, found 1"):
         recognition.of_tree(tmp_path, size=8)
+    (tmp_path / "val" / "b").rename(tmp_path / "val" / "c")
+    with pytest.raises(ValueError, match="expected the same classes in train and val, found b, c in one of them"):
+        recognition.of_tree(tmp_path, size=8)
