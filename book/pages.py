@@ -155,16 +155,19 @@ def seeds_of(output) -> str:
 
 
 def of_the_ledger(output, reference: Reference) -> None:
-    """A chapter's table of claims has the verdicts of the whole ledger, whose error rate they share, as its text has."""
+    """A chapter's table of claims has the lines of the whole ledger, whose error rate they share, as its text has."""
     text = "".join(output.get("data", {}).get("text/html", ""))
     if not ("<th>sentence</th>" in text and "<th>verdict</th>" in text):
         return
+    tested = claims.table(reference.ledger[reference.ledger.verdict != "not tested"].reset_index())
 
     def judged(row: re.Match) -> str:
-        known = row[2] in reference.ledger.index and reference.ledger.verdict[row[2]] != "not tested"
-        return row[1] + (html.escape(reference.ledger.verdict[row[2]]) if known else row[3]) + "</td>"
+        if row[2] not in tested.index:
+            return row[0]
+        cells = (f"{v:.2f}" if isinstance(v, float) else html.escape(str(v)) for v in tested.loc[row[2]])
+        return row[1] + "".join(f"<td>{v}</td>" for v in cells) + "</tr>"
 
-    text = re.sub(r"(<tr>\s*<th>([\w-]+)</th>(?:(?!</tr>).)*<td>)([^<]*)</td>(?=\s*</tr>)", judged, text, flags=re.DOTALL)
+    text = re.sub(r"(<tr>\s*<th>([\w-]+)</th>)\s*<td>(?:(?!</tr>).)*</tr>", judged, text, flags=re.DOTALL)
     output.data["text/html"] = text.replace('class="dataframe"', 'class="dataframe claims"')
 
 

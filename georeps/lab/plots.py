@@ -128,6 +128,10 @@ def sweep(
     if chance is not None:
         ax.axhline(chance, color="0.5", linestyle=":", label="chance")
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None) if percent else None, xscale="log" if log else "linear")
+    if log:
+        settings = sorted({x for curve in curves.values() for x in curve})
+        ax.set_xticks(settings, [f"{x:g}" for x in settings])
+        ax.minorticks_off()
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return figure
 
@@ -212,7 +216,7 @@ def tile_heatmap(
 ) -> Figure:
     """Localization heatmap of a city (thesis, Figure 6.1): each tile's centre coloured by its score against one query.
 
-    The dotted lines cross where the query was taken; red squares frame the tiles that cover it, the positive first.
+    The dotted lines cross where the query was taken; squares frame the tiles that cover it, the positive with the thicker line.
     """
     figure, ax = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
     local = position - position.min(dim=0).values
@@ -221,12 +225,12 @@ def tile_heatmap(
     image = np.full((side, side), np.nan)
     column, row = (local / step).round().long().unbind(1)
     image[row, column] = scores
-    shown = ax.imshow(image, origin="lower", cmap=sns.cm.rocket_r, extent=(-step / 2, side * step - step / 2) * 2)
+    shown = ax.imshow(image, origin="lower", cmap=sns.cm.rocket, extent=(-step / 2, side * step - step / 2) * 2)
     for i, tile in enumerate(covering.tolist()):
         corner = (local[tile] - step / 2).tolist()
-        ax.add_patch(mpl.patches.Rectangle(corner, step, step, fill=False, color=PALETTE[3], linewidth=2 if i == 0 else 1))
-    ax.axvline(float(query[0] - position[:, 0].min()), color=PALETTE[0], linestyle=":", linewidth=1)
-    ax.axhline(float(query[1] - position[:, 1].min()), color=PALETTE[0], linestyle=":", linewidth=1)
+        ax.add_patch(mpl.patches.Rectangle(corner, step, step, fill=False, color="cyan", linewidth=2 if i == 0 else 1))
+    ax.axvline(float(query[0] - position[:, 0].min()), color="cyan", linestyle=":", linewidth=1)
+    ax.axhline(float(query[1] - position[:, 1].min()), color="cyan", linestyle=":", linewidth=1)
     ax.set(xlabel="metres east", ylabel="metres north", title=title)
     figure.colorbar(shown, ax=ax, label="cosine similarity to the query", shrink=0.8)
     return figure
@@ -347,16 +351,17 @@ def _short_sides(sides: Sequence[str]) -> list[str]:
 
 
 def dots(samples: Mapping[str, Sequence[float]], *, xlabel: str, title: str = "") -> Figure:
-    """A row a setting: one faint dot a seed, the mean with its 95% t interval in front."""
+    """A row a setting: one faint dot a seed, the mean with its 95% t interval in front; a line at 0 where values lie on either side of it."""
     figure, ax = plt.subplots(figsize=(7, 0.32 * len(samples) + 1), layout="constrained")
     figure.table = pd.DataFrame([(n, *records.interval(s)) for n, s in samples.items()], columns=["row", xlabel, "half-width of the 95% interval", "seeds"])
     for y, sample in enumerate(samples.values()):
         mean, half, _ = records.interval(sample)
         ax.plot(list(sample), [y] * len(sample), "o", color=PALETTE[0], alpha=0.35, markersize=5)
         ax.errorbar(mean, y, xerr=None if np.isnan(half) else half, fmt="|", color="0.2", markersize=10, capsize=3)
+    if (values := [v for sample in samples.values() for v in sample]) and min(values) < 0 < max(values):
+        ax.axvline(0, color="0.7", linewidth=1, zorder=0)
     ax.set_yticks(range(len(samples)), list(samples))
-    ax.invert_yaxis()
-    ax.set(xlabel=xlabel, title=title)
+    ax.set(xlabel=xlabel, title=title, ylim=(len(samples) - 0.5, -0.5))
     return figure
 
 
