@@ -137,15 +137,22 @@ def sweep(
 
 
 def frontier(curves: Mapping[str, Mapping[float | str, Sequence[float]]], *, names: tuple[str, str], line: bool = True, title: str = "") -> Figure:
-    """Two measures of one setting against each other, mean over seeds with its 95% t intervals, each point marked by its setting.
+    """Two measures of one setting against each other, mean over seeds with its 95% t intervals.
 
-    `names` are the axes'; a `line` joins the settings in their order.
+    `names` are the axes'; a `line` joins the settings in their order, each point marked by its setting; without it each has a mark in the legend.
     """
-    figure, ax = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(5 if line else 6.5, 3.6), layout="constrained")
     (x, dx, _), (y, dy, _) = (np.array([records.interval(values) for values in curve.values()]).T for curve in curves.values())
-    ax.errorbar(x, y, xerr=np.nan_to_num(dx), yerr=np.nan_to_num(dy), fmt="o-" if line else "o", color=PALETTE[0], ecolor="0.6", elinewidth=1)
-    for setting, a, b in zip(next(iter(curves.values())), x, y, strict=True):
-        ax.annotate(setting if isinstance(setting, str) else f"{setting:g}", (a, b), textcoords="offset points", xytext=(5, 5))
+    dx, dy = np.nan_to_num(dx), np.nan_to_num(dy)
+    settings = [s if isinstance(s, str) else f"{s:g}" for s in next(iter(curves.values()))]
+    if line:
+        ax.errorbar(x, y, xerr=dx, yerr=dy, fmt="o-", color=PALETTE[0], ecolor="0.6", elinewidth=1)
+        for setting, a, b in zip(settings, x, y, strict=True):
+            ax.annotate(setting, (a, b), textcoords="offset points", xytext=(5, 5))
+    else:
+        for i, setting in enumerate(settings):
+            ax.errorbar(x[i], y[i], xerr=dx[i], yerr=dy[i], fmt="osD^vPX"[i % 7], color=["0.3", *PALETTE][i % 9], ecolor="0.6", elinewidth=1, label=setting)
+        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     ax.set(xlabel=names[0], ylabel=names[1], title=title)
     return figure
 
