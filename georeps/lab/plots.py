@@ -87,7 +87,8 @@ def image_grid(rows: Sequence[UInt8[Tensor, "n 3 h w"]], *, names: Sequence[str]
         for c in range(columns):
             _show(axes[r, c], images[c])
         low = {"rotation": 0, "ha": "right", "va": "center"} if heights[r] < 0.6 else {}  # a name that runs upwards wants height
-        axes[r, 0].set_ylabel(names[r], fontsize=9, **low)
+        name = names[r] if low else "\n".join(textwrap.fill(line, 15) for line in names[r].split("\n"))
+        axes[r, 0].set_ylabel(name, fontsize=9, **low)
     for c, title in enumerate(titles or []):
         axes[0, c].set_title(title, fontsize=8)
     figure.tight_layout(pad=0.3)
