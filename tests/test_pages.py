@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from nbformat import v4
 
-from georeps.lab import exhibits, records
+from georeps.lab import claims, exhibits, records
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("pages", ROOT / "book" / "pages.py")
@@ -99,6 +99,16 @@ def test_sentences_say_verdict_margin_and_seeds_and_lead_to_the_ledger_and_back(
     assert reference.sentence("said", "exact-search-is-as-fast-as-faiss", "14_claims") == (
         ' Said in <a href="02_search.html#said-exact-search-is-as-fast-as-faiss">chapter 2</a>.'
     )
+
+
+def test_a_chapter_s_table_of_claims_has_the_lines_of_the_ledger(reference):
+    tested, other = "exact-search-is-as-fast-as-faiss", "safa-beats-siamese-same-area"
+    ledger = claims.evaluate(ROOT / "book" / "claims.yml", reference.runs[:3]).set_index("id", drop=False)
+    output = v4.new_output("display_data", data={"text/html": claims.table(ledger.loc[[tested, other]]).to_html()})
+    pages.of_the_ledger(output, reference)
+    rows = dict(re.findall(r"<th>([\w-]+)</th>(.*?)</tr>", output.data["text/html"].split("<tbody>")[1], flags=re.DOTALL))
+    assert rows[tested].endswith("<td>0.18</td><td>0.16</td><td>0.20</td><td>5</td><td>holds</td>") and "<td>not tested</td>" in rows[other]
+    assert 'class="dataframe claims"' in output.data["text/html"]
 
 
 def test_a_paper_s_number_comes_with_its_table_and_unknown_names_are_named(reference):
