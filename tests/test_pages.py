@@ -104,11 +104,14 @@ def test_sentences_say_verdict_margin_and_seeds_and_lead_to_the_ledger_and_back(
 def test_a_chapter_s_table_of_claims_has_the_lines_of_the_ledger(reference):
     tested, other = "exact-search-is-as-fast-as-faiss", "safa-beats-siamese-same-area"
     ledger = claims.evaluate(ROOT / "book" / "claims.yml", reference.runs[:3]).set_index("id", drop=False)
-    output = v4.new_output("display_data", data={"text/html": claims.table(ledger.loc[[tested, other]]).to_html()})
+    own = claims.table(ledger.loc[[other, tested]])
+    output = v4.new_output("display_data", data={"text/html": own.to_html(), exhibits.MIME: {"csv": own.to_csv(), "alt": ""}})
     pages.of_the_ledger(output, reference)
     rows = dict(re.findall(r"<th>([\w-]+)</th>(.*?)</tr>", output.data["text/html"].split("<tbody>")[1], flags=re.DOTALL))
     assert rows[tested].endswith("<td>0.18</td><td>0.16</td><td>0.20</td><td>5</td><td>holds</td>") and "<td>not tested</td>" in rows[other]
     assert 'class="dataframe claims"' in output.data["text/html"]
+    csv = output.data[exhibits.MIME]["csv"].splitlines()
+    assert csv[1].startswith(other) and csv[2].startswith(tested) and csv[2].endswith("0.18,0.16,0.2,5,holds")
 
 
 def test_a_paper_s_number_comes_with_its_table_and_unknown_names_are_named(reference):
