@@ -20,6 +20,7 @@ nets/       what networks are made of and how they are trained
     backbones       timm's networks with a pooling and a classifier
     pooling         grid -> vector, sixteen ways; SimPool
     variants        SimPool with its choices changed
+    prompts         vectors in the places of words, through a frozen text tower
     losses          training objectives, Table 2.1's among them
     localization    attention maps and features -> boxes, and how good these are
     train           the training loop: resumable, seeded by epoch

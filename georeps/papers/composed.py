@@ -9,13 +9,13 @@ All features are unit rows; y is the query image, t the query text, g the text e
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from georeps.core import kernels, metrics, moments, search
@@ -35,19 +35,55 @@ BASELINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # (image similarit
 
 
 def weicom(image_sim: Float[Tensor, "q g"], text_sim: Float[Tensor, "q g"], weight: float) -> Float[Tensor, "q g"]:
-    """WeiCom's scores from similarities (Eq. 5.2): weight 0 asks by image alone, 1 by text alone.
-
-    Each row is standardised by its own mean and unbiased deviation over the gallery, then sent through the normal distribution function,
-    in float64: in float32 all beyond 5.4 deviations would tie. Raises ValueError for a row without spread.
-    """
+    """WeiCom's scores from similarities (Eq. 5.2): weight 0 asks by image alone, 1 by text alone; each side as `normalised` by "cdf"."""
     _check_weight(weight)
-    sides = []
-    for name, sim in (("image_sim", image_sim), ("text_sim", text_sim)):
-        sim = sim.double()
-        deviation = sim.std(dim=1, keepdim=True) if sim.shape[1] > 1 else torch.zeros(len(sim), 1)
-        moments.check_spread(deviation, sim.abs().amax(), name)
-        sides.append(torch.special.ndtr((sim - sim.mean(dim=1, keepdim=True)) / deviation))
-    return (1 - weight) * sides[0] + weight * sides[1]
+    image, text = (normalised("cdf", sim, name) for name, sim in (("image_sim", image_sim), ("text_sim", text_sim)))
+    return (1 - weight) * image + weight * text
+
+
+NORMALISATIONS = {
+    "none": "similarities as they are (Eq. 5.1)", "log": "their logarithms, (1 + s) / 2: a weighted product", "standardised": "z",
+    "cdf": "Phi(z): WeiCom", "rank": "share of the gallery that scores less: the empirical distribution function",
+    "reciprocal": "1 / (60 + rank): reciprocal rank fusion (Cormack et al., 2009)",
+}  # fmt: skip
+
+
+def normalised(kind: str, similarity: Float[Tensor, "q g"], name: str = "similarity") -> Float[Tensor, "q g"]:
+    """Similarities of one side made comparable with the other's, a row by itself, as NORMALISATIONS says.
+
+    z is by the row's mean and unbiased deviation over the gallery, in float64: in float32 all beyond 5.4 deviations would tie in "cdf". Equal
+    similarities share the mean of their ranks. Raises ValueError for a row without spread where one is needed.
+    """
+    if kind not in NORMALISATIONS:
+        raise ValueError(f"kind: expected one of {', '.join(NORMALISATIONS)}, found {kind!r}")
+    x = similarity.double()
+    if kind in ("none", "log"):
+        return x if kind == "none" else ((1 + x) / 2).clamp(min=1e-9).log()
+    if kind in ("standardised", "cdf"):
+        deviation = x.std(dim=1, keepdim=True) if x.shape[1] > 1 else torch.zeros(len(x), 1)
+        moments.check_spread(deviation, x.abs().amax(), name)
+        z = (x - x.mean(dim=1, keepdim=True)) / deviation
+        return torch.special.ndtr(z) if kind == "cdf" else z
+    order = x.sort(dim=1).values
+    below, reached = (torch.searchsorted(order, x, right=right) for right in (False, True))
+    middle = (below + reached) / 2  # of those that score alike
+    return middle / x.shape[1] if kind == "rank" else 1 / (60.5 + x.shape[1] - middle)
+
+
+def crossfit(
+    tried: Mapping[float, Float[Tensor, " q"]], half: Bool[Tensor, " q"], group: Sequence[str]
+) -> tuple[Float[Tensor, " q"], list[float]]:  # fmt: skip
+    """Outcomes of a method whose setting is chosen on other queries: those of each half by what is best on the other half; both settings.
+
+    `tried`: setting -> an outcome of each query; best is by the mean of the groups' averages. No query judges the setting that was chosen on it.
+    """
+    found, chosen = torch.empty_like(next(iter(tried.values()))), []
+    for part in (half, ~half):
+        others = [g for g, own in zip(group, part.tolist(), strict=True) if not own]
+        best = max(tried, key=lambda setting, other=~part, names=others: sum(average(tried[setting][other], names).values()))
+        found[part] = tried[best][part]
+        chosen.append(best)
+    return found, chosen
 
 
 def weicom_scores(

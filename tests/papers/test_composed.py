@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -189,3 +190,25 @@ def test_judging_equals_the_dense_metric_and_counts_what_has_no_answer():
 def test_a_perfect_single_positive_scores_one_in_both_forms():
     judged = composed.judge(lambda rows: torch.tensor([[0.1, 0.9, 0.3]]), [torch.tensor([1])], ks=(1,))
     assert float(judged.hits[0]) == float(judged.trapezoid[0]) == float(judged.recall[1][0]) == 1.0
+
+
+@pytest.mark.parametrize("kind", composed.NORMALISATIONS)
+def test_a_normalisation_keeps_each_row_s_order_and_its_batch_does_not_matter(kind):
+    x = F.normalize(torch.randn(4, 16), dim=1) @ F.normalize(torch.randn(16, 50), dim=0)
+    found = composed.normalised(kind, x)
+    assert torch.equal(found.argsort(1), x.double().argsort(1))
+    torch.testing.assert_close(composed.normalised(kind, x[2:3]), found[2:3])
+
+
+def test_ranks_and_their_reciprocals_are_scipy_s():
+    x = torch.tensor([[0.3, 0.1, 0.3, 0.9, -0.2]])
+    above = stats.rankdata(-x.numpy(), axis=1)  # 1: best, the mean of those alike
+    assert np.allclose(composed.normalised("reciprocal", x), 1 / (60 + above))
+    assert np.allclose(composed.normalised("rank", x), (5.5 - above) / 5)
+
+
+def test_no_query_judges_the_setting_that_was_chosen_on_it():
+    half = torch.tensor([True, True, False, False])
+    tried = {0.0: torch.tensor([1.0, 1.0, 0.0, 0.0]), 1.0: torch.tensor([0.0, 0.0, 1.0, 1.0])}
+    found, chosen = composed.crossfit(tried, half, ["a", "a", "b", "b"])
+    assert found.tolist() == [0.0, 0.0, 0.0, 0.0] and chosen == [1.0, 0.0], "each half is best where it was not chosen"
