@@ -30,6 +30,7 @@ papers/     the methods
     dino            self-distillation
     metrix          mixup for metric learning
     composed        WeiCom, FreeDom, BASIC: an image and a text ask together
+    inversion       an image as a vector in the place of a word: SEARLE, Pic2Word
     progeo          prompts learnt for geographic classes
     geolocation     features -> places and densities, eight ways
 worlds/     what comes with the install
