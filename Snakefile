@@ -23,7 +23,7 @@ THREADS = int(config.get("threads", os.cpu_count()))  # of a job that may use th
 BOOK = Path(workflow.basedir) / "book"
 CHAPTERS = sorted(Path(p).stem for p in glob(str(BOOK / "chapters" / "*.ipynb")))
 LAST = "14_claims"  # reads everybody's records
-SPOKEN = ("08_composed", "09_domains", "10_prompts")  # ask the small CLIP
+SPOKEN = ("08_composed", "09_domains", "10_prompts")  # ask a small CLIP
 DRIVEN = "10_prompts"  # through the city, whose pictures all its seeds share
 PLACED = ("11_geolocation", "12_density")  # places on Earth
 MATCHED = "03_crossview"  # asks the city for pairs, off centre and at other moments too
@@ -167,7 +167,7 @@ rule starts:
 
 
 rule clip:
-    # the small CLIP of the embedded worlds, once for all chapters and seeds that ask it; it lies stored by content
+    # the small CLIP of the page's seed, and what both towers make of its tiles and captions, which all seeds share; stored by content
     input:
         PACKAGE,
     output:
@@ -175,11 +175,11 @@ rule clip:
     params:
         settings=lambda w: {k: PARAMETERS[SPOKEN[0]][w.profile][f"clip_{k}"] for k in ("tiles", "epochs")},
         hidden=lambda w: "CUDA_VISIBLE_DEVICES=" if w.profile == "smoke" else "",
-    threads: lambda w: 1 if w.profile == "smoke" else THREADS
+    threads: 1  # its weights are those of the reference, bit for bit
     resources:
         gpu=lambda w: int(w.profile == "gpu"),
     shell:
-        "{params.hidden} OMP_NUM_THREADS={threads} GEOREPS_SCRATCH=book/runs/scratch/clip {PYTHON:q} -c"
+        "{params.hidden} OMP_NUM_THREADS={threads} TQDM_DISABLE=1 GEOREPS_SCRATCH=book/runs/scratch/clip {PYTHON:q} -c"
         " \"from georeps.lab import clip, records; clip.small(device=records.pick_device('auto'), **{params.settings})\" && rm -rf book/runs/scratch/clip"
 
 
