@@ -237,7 +237,7 @@ def test_smoke_records_keep_their_bounds(smoke):
 
 
 def test_places_of_the_smoke_run_are_found_as_often_as_the_ranks_say(smoke):
-    for row in ("zero_shot", "untrained", "both", "freeze0"):
+    for row in ("zero_shot", "untrained", "both", "depth0"):
         for condition in ("day", "night", "winter", "construction", "all"):
             r = [smoke[f"progeo.{row}.{condition}.r{k}"] for k in (1, 5, 10, 20)]
             assert r == sorted(r)
@@ -427,12 +427,8 @@ def test_chapter_07_runs_on_a_folder_of_train_and_val(tmp_path):
 
 @pytest.mark.long
 def test_chapter_10_runs_on_a_tree_of_the_benchmark_s_form(tmp_path):
-    found = run_on_own_data(
-        tmp_path, "10_prompts", "places", "-y", "{rows: [classification, both], freezes: [4], token_sweep: [], tokens: 2, prompt_batch: 64}"
-    )
-    assert {"progeo.zero_shot.test.r1", "progeo.both.all.r20", "progeo.freeze4.test.r5", "progeo.words.nearest.accuracy", "progeo.cost.both.memory"} <= set(
-        found
-    )
+    found = run_on_own_data(tmp_path, "10_prompts", "places", "-y", "{rows: [classification, both], depths: [0], token_sweep: [], tokens: 2, prompt_batch: 64}")
+    assert {"progeo.zero_shot.test.r1", "progeo.both.all.r20", "progeo.depth0.test.r5", "progeo.text.nearest.accuracy", "progeo.cost.both.memory"} <= set(found)
     assert not any(".night." in m or m.startswith("progeo.prompts.") for m in found)
 
 

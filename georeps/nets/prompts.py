@@ -35,13 +35,13 @@ class Prompt(nn.Module):
 
 def of_minilm(tower: towers.Text, text: str, head: Callable[[Tensor], Tensor] | None = None) -> Prompt:
     """`text` with one {} for the gap, through MiniLM and a head on its unit rows."""
+    before, after = (tower.tokens([part])[0] for part in _parts(text))
 
     def encode(x: Tensor) -> Tensor:
         rows = tower.encode(x, torch.ones(x.shape[:2], dtype=torch.long, device=x.device))
         return rows if head is None else head(rows)
 
-    before, after = (tower.tokens([part])[0][0] for part in _parts(text))
-    return Prompt(tower.embed(before[:-1]), tower.embed(after[1:]), encode, most=256)
+    return Prompt(tower.embed(before[:, :-1])[0], tower.embed(after[:, 1:])[0], encode, most=256)
 
 
 def of_open_clip(model: nn.Module, tokenize: Callable[[list[str]], Tensor], text: str) -> Prompt:

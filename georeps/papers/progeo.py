@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
-from georeps.nets import losses, pooling
+from georeps.nets import encoders, losses, pooling, prompts, towers
 
 PROMPT = "A photo of a {} street."
 
@@ -83,35 +83,17 @@ def geographic(
 
 
 class Prompts(nn.Module):
-    """Texts with `tokens` learnable words for each class, through a frozen text tower: classes "b" -> features "b d", not normalised.
+    """`tokens` learnable vectors for each class in the gap of one frozen text: classes "b" -> features "b d", not normalised.
 
-    `model` is an open_clip CLIP; prefix and suffix of `text` are fixed, nothing is shared between classes. The learnable words start normal with deviation
-    0.02. The tower reads no further than the end of the text: what follows is masked.
+    Nothing is shared between classes. The vectors start normal with deviation 0.02, as published.
     """
 
-    def __init__(self, model: nn.Module, tokenize: Callable[[list[str]], Tensor], classes: int, *, tokens: int = 4, text: str = PROMPT):
+    def __init__(self, prompt: prompts.Prompt, classes: int, *, tokens: int = 4):
         super().__init__()
-        if tokens < 1 or text.count("{}") != 1:
-            raise ValueError(f"tokens, text: expected tokens >= 1 and one {{}} in the text, found {tokens} and {text!r}")
-        ids = tokenize([text.format(" ".join("x" * tokens))])[0]
-        self.start = int(tokenize([text.partition("{}")[0]])[0].argmax())
-        self.end = int(ids.argmax())
-        self.tower = [model]  # in a list: no part of this module's own state
-        with torch.no_grad():
-            self.register_buffer("fixed", model.token_embedding(ids[: self.end + 1].to(model.token_embedding.weight.device)))
-        self.words = nn.Parameter(0.02 * torch.randn(classes, tokens, self.fixed.shape[1]))
-        after = tokenize([text.partition("{}")[2]])[0]
-        if self.end + 1 != self.start + tokens + int(after.argmax()):  # the end of the text was cut off
-            raise ValueError(f"tokens: expected a text of at most {model.context_length} tokens, found {text!r} with {tokens} learnable ones")
+        self.prompt, self.words = prompt, nn.Parameter(0.02 * torch.randn(classes, tokens, prompt.before.shape[1]))
 
-    def forward(self, classes: Int64[Tensor, " b"], words: Float[Tensor, "b t w"] | None = None) -> Float[Tensor, "b d"]:
-        """`words` stand in for the learnt ones."""
-        model, n = self.tower[0], self.end + 1
-        words = self.words[classes] if words is None else words
-        fixed = self.fixed.expand(len(words), -1, -1)
-        x = torch.cat([fixed[:, : self.start], words, fixed[:, self.start + words.shape[1] :]], dim=1) + model.positional_embedding[:n]
-        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:n, :n]))[:, -1]
-        return model.text_projection(x) if isinstance(model.text_projection, nn.Module) else x @ model.text_projection
+    def forward(self, classes: Int64[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        return self.prompt(self.words[classes])
 
 
 @torch.no_grad()
@@ -129,12 +111,24 @@ def logits(image: Float[Tensor, "b d"], text: Float[Tensor, "c d"], scale: float
     return scale * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
 
 
+@torch.no_grad()
+def own_is_nearest(
+    features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], of_class: Float[Tensor, "c d"], group: Int64[Tensor, " c"]
+) -> Bool[Tensor, " n"]:
+    """Whether of all rows of `of_class` in an image's group that of its own class is nearest to it by cosine."""
+    found = []
+    for x, y in zip(features.split(4096), labels.split(4096), strict=True):
+        cosine = logits(x, of_class, 1.0).masked_fill(group[y][:, None] != group[None], -math.inf)
+        found.append(cosine.argmax(dim=1) == y)
+    return torch.cat(found)
+
+
 class PromptLearning(nn.Module):
     """Stage 1: positions in `classes.rows` -> L_i2t + L_t2i between fixed image features and the texts of their classes."""
 
-    def __init__(self, prompts: Prompts, features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], *, scale: float | None):
+    def __init__(self, learner: Prompts, features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], *, scale: float | None):
         super().__init__()
-        self.prompts, self.scale = prompts, scale
+        self.learner, self.scale = learner, scale
         self.register_buffer("features", features, persistent=False)
         self.register_buffer("labels", labels, persistent=False)
 
@@ -142,103 +136,90 @@ class PromptLearning(nn.Module):
         index = index.to(self.labels.device)
         y = self.labels[index]
         distinct, place = y.unique(return_inverse=True)  # a text is encoded once, however many images share it
-        found = logits(self.features[index], self.prompts(distinct)[place], self.scale)
+        found = logits(self.features[index], self.learner(distinct)[place], self.scale)
         same = y[:, None] == y
         return losses.supervised_contrastive(found, same) + losses.supervised_contrastive(found.T, same)
 
 
-class Tower(nn.Module):
-    """A CLIP's whole image tower, frozen: image "b 3 h w" in [0, 1] -> its features, not normalised; images are resampled to the `size` it takes."""
-
-    def __init__(self, visual: nn.Module, *, size: int, mean: Sequence[float], std: Sequence[float]):
-        super().__init__()
-        self.visual, self.size = copy.deepcopy(visual).requires_grad_(False), size
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
-        self.train()
-
-    def train(self, mode: bool = True) -> "Tower":
-        super().train(mode)
-        self.visual.eval()
-        return self
-
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        if image.shape[-2:] != (self.size, self.size):
-            image = F.interpolate(image, size=(self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
-        return self.visual((image - self.mean) / self.std)
-
-
 class Encoder(nn.Module):
-    """A copy of a CLIP's image tower as a descriptor network: image "b 3 h w" in [0, 1] -> unit rows "b d".
+    """A descriptor network: image "b 3 h w" in [0, 1] -> unit rows "b d".
 
-    Of a ResNet the last map is normalised along its channels, pooled by GeM and mapped to `dim`; attention pooling is left out and images may be of any
-    size. Of a ViT it is the projected CLS token, `dim` the tower's own; `size` resamples its positions for images of that side.
-    `freeze`: how many of the ResNet's four layers (the stem goes with the first) or of the ViT's blocks (the embedding likewise) stay as they are.
-    Published: statistics of batches move in every layer, here in none; CLS tokens are not normalised; images are normalised by ImageNet's moments.
+    `stem` stays as it is, so that what it gives for an image can be stored; `tail` and `head` learn. Published: statistics of batches move in every layer,
+    here in none; CLS tokens are not normalised; images are normalised by ImageNet's moments.
     """
 
-    def __init__(self, visual: nn.Module, *, dim: int, freeze: int, mean: Sequence[float], std: Sequence[float], size: int | None = None):
+    def __init__(self, stem: nn.Module, tail: nn.Module, head: nn.Module):
         super().__init__()
-        visual = copy.deepcopy(visual)
-        convolutional = hasattr(visual, "layer4")
-        if convolutional:
-            stem = [getattr(visual, f"{name}{i}") for i in (1, 2, 3) for name in ("conv", "bn", "act")]
-            stages = [nn.Sequential(*stem, visual.avgpool), *(getattr(visual, f"layer{i}") for i in (1, 2, 3, 4))]
-        else:
-            stages = [_Tokens(visual, size), *visual.transformer.resblocks]
-        if not 0 <= freeze < len(stages):
-            raise ValueError(f"freeze: expected 0..{len(stages) - 1} stages of the tower, found {freeze}")
-        self.stages, self.cut = nn.ModuleList(stages), freeze + 1 if freeze else 0
-        self.head = _GeMHead(visual.attnpool.q_proj.in_features, dim) if convolutional else _ClassHead(visual, dim)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
-        self.stages[: self.cut].requires_grad_(False)
-        if convolutional:
-            self.to(memory_format=torch.channels_last)
+        self.stem, self.tail, self.head = stem.requires_grad_(False), tail, head
         self.train()
 
     def train(self, mode: bool = True) -> "Encoder":
         super().train(mode)
-        self.stages.eval()
+        self.stem.eval()
         return self
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        return self.trained(self.frozen(image))
-
-    def frozen(self, image: Float[Tensor, "b 3 h w"]) -> Tensor:
-        """What the frozen stages give: the same for an image at every step."""
-        return self._through(self.stages[: self.cut], (image - self.mean) / self.std)
+        return self.trained(self.stem(image))
 
     def trained(self, x: Tensor) -> Float[Tensor, "b d"]:
-        """The descriptor from what `frozen` gave."""
-        return F.normalize(self.head(self._through(self.stages[self.cut :], x)), dim=1)
+        """The descriptor from what the stem gave."""
+        return F.normalize(self.head(self.tail(x.float())), dim=1)
 
     @torch.no_grad()
     def whiten(self, x: Tensor, target: Float[Tensor, "n d"], *, batch: int = 256) -> None:
-        """Start a ResNet's linear head as PCA whitening of pooled features, turned towards `target`, given what `frozen` gave for n images.
+        """Start a linear head as PCA whitening of pooled features, turned towards `target`, given what the stem gave for n images.
 
         Published: a random head, and hundreds of thousands of steps. Distances do not change by the turn; with CLIP's own features as `target` texts are
-        comparable from the start.
+        comparable from the start. Axes that hold next to nothing are left out.
         """
         if not isinstance(self.head, _GeMHead):
             raise ValueError("encoder: expected a convolutional tower, found a ViT, whose head is CLIP's own")
-        pooled = torch.cat([self.head.pooled(self._through(self.stages[self.cut :], part)) for part in x.split(batch)])
-        weight = self.head.project.weight
-        if len(pooled) <= len(weight):
-            raise ValueError(f"x: expected more than {len(weight)} images to whiten {len(weight)} dimensions, found {len(pooled)}")
-        mean = pooled.mean(dim=0)
+        pooled = torch.cat([self.head.pooled(self.tail(part.float())) for part in x.split(batch)])
+        if len(pooled) <= pooled.shape[1]:
+            raise ValueError(f"x: expected more than {pooled.shape[1]} images to whiten as many channels, found {len(pooled)}")
+        mean, weight = pooled.mean(dim=0), self.head.project.weight
         _, deviation, axes = torch.linalg.svd(pooled - mean, full_matrices=False)
-        axes = axes[: len(weight)] * (len(pooled) ** 0.5 / deviation[: len(weight), None].clamp(min=1e-6))
+        kept = (deviation > 1e-3 * deviation[0]).nonzero()[:, 0][: len(weight)]
+        axes = axes[kept] * (len(pooled) ** 0.5 / deviation[kept, None])
         white = F.normalize((pooled - mean) @ axes.T, dim=1)
-        u, _, v = torch.linalg.svd(white.T @ F.normalize(target - target.mean(dim=0), dim=1))
+        u, _, v = torch.linalg.svd(white.T @ F.normalize(target - target.mean(dim=0), dim=1), full_matrices=False)
         weight.copy_((u @ v).T @ axes)
         self.head.project.bias.copy_(-weight @ mean)
 
-    @staticmethod
-    def _through(stages: nn.ModuleList, x: Tensor) -> Tensor:
-        for stage in stages:
-            x = stage(x)
-        return x
+
+def of_tower(tower: towers.Image, *, depth: int, dim: int, stride: int = 16) -> Encoder:
+    """The last `depth` stages of a tower up to a stride as the tail, none for 0, with a GeM head of both signs: its maps are not rectified."""
+    stem, tail = tower.split(max(1, depth), stride)
+    stem, tail = (stem, tail) if depth else (nn.Sequential(stem, tail), [])
+    return Encoder(stem, towers.Frozen(*tail, _Signs()), _GeMHead(2 * tower.channels[stride], dim))
+
+
+def of_clip(visual: nn.Module, *, depth: int, dim: int, mean: Sequence[float], std: Sequence[float], size: int | None = None) -> Encoder:
+    """A copy of an open_clip image tower of whose stages the last `depth` learn: a ResNet's stem and four layers, or a ViT's embedding and blocks.
+
+    A ResNet ends in a GeM head in place of attention pooling, and images may be of any size. A ViT ends in its projected CLS token, `dim` the tower's
+    own; `size` resamples its positions for images of that side.
+    """
+    from torchvision.transforms import v2
+
+    visual = copy.deepcopy(visual)
+    if hasattr(visual, "layer4"):
+        first = nn.Sequential(*(getattr(visual, f"{name}{i}") for i in (1, 2, 3) for name in ("conv", "bn", "act")), visual.avgpool)
+        stages = [first, *(getattr(visual, f"layer{i}") for i in (1, 2, 3, 4))]
+        head = _GeMHead(visual.attnpool.q_proj.in_features, dim)
+    else:
+        stages, head = [_Tokens(visual, size), *visual.transformer.resblocks], _ClassHead(visual, dim)
+    if not 0 <= depth <= len(stages):
+        raise ValueError(f"depth: expected 0..{len(stages)} stages of the tower, found {depth}")
+    cut = len(stages) - depth
+    return Encoder(nn.Sequential(v2.Normalize(mean, std), *stages[:cut]), towers.Frozen(*stages[cut:]).requires_grad_(True), head)
+
+
+class _Signs(nn.Module):
+    """Positive and negative parts as channels of their own, for GeM takes what is below 0 as 0."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2*c h w"]:
+        return torch.cat([x, -x], dim=1)
 
 
 class _GeMHead(nn.Module):
@@ -290,30 +271,34 @@ class _ClassHead(nn.Module):
 class Guided(nn.Module):
     """Stage 2: positions in `classes.rows`, all of one group -> the loss of the image encoder.
 
-    `inputs(index)` gives uint8 images, which `augment` makes floats in [0, 1], or with `cached` what `encoder.frozen` gave for them. `text` holds the frozen
+    `inputs(index)` gives what the encoder's stem made of the images, or uint8 images, which `augment` makes floats in [0, 1]. `text` holds the frozen
     features of every class; without it CosFace alone is left, which is CosPlace. `triplet` weighs `losses.weighted_triplet` and needs several images of
     a class in a batch. Published: weight 32, the batch size, with one image a class, and so no positives. `speed` is the rate of the classifiers, times the
     network's: their rows only count by direction, so they start shorter by that.
     """
 
     def __init__(
-        self, encoder: Encoder, classes: Classes, inputs: Callable[[Int64[Tensor, " b"]], Tensor], *, dim: int, cached: bool = False,
-        augment: Callable[[Tensor], Tensor] | None = None, text: Float[Tensor, "c d"] | None = None, scale: float | None = None, smoothing: float = 0.1,
+        self, encoder: Encoder, classes: Classes, inputs: Callable[[Int64[Tensor, " b"]], Tensor], *, dim: int,
+        augment: Callable[[Tensor], Tensor] = encoders.scale, text: Float[Tensor, "c d"] | None = None, scale: float | None = None, smoothing: float = 0.1,
         triplet: float = 0.0, margin: float = 0.4, cosface_scale: float = 30.0, speed: float = 10.0,
     ):  # fmt: skip
         super().__init__()
         if text is not None and text.shape[1] != dim:
             raise ValueError(f"dim: expected the texts' {text.shape[1]}, found {dim}: a descriptor is compared with them")
-        self.encoder, self.inputs, self.cached, self.augment = encoder, inputs, cached, augment or (lambda x: x.float() / 255)
+        self.encoder, self.inputs, self.augment = encoder, inputs, augment
         self.scale, self.smoothing, self.triplet, self.margin, self.cosface_scale = scale, smoothing, triplet, margin, cosface_scale
-        members = [(classes.group == g).nonzero()[:, 0] for g in range(classes.groups)]
+        self.members = [(classes.group == g).nonzero()[:, 0] for g in range(classes.groups)]
         within = torch.empty_like(classes.group)
-        for own in members:
+        for own in self.members:
             within[own] = torch.arange(len(own))
-        self.members = members
-        self.classifiers = nn.ParameterList(F.normalize(torch.randn(len(own), dim), dim=1) / speed for own in members)
+        self.classifiers = nn.ParameterList(F.normalize(torch.randn(len(own), dim), dim=1) / speed for own in self.members)
         for name, value in (("labels", classes.labels), ("group", classes.group), ("within", within), ("text", text)):
             self.register_buffer(name, value, persistent=False)
+
+    def describe(self, index: Int64[Tensor, " b"], augment: Callable[[Tensor], Tensor]) -> Float[Tensor, "b d"]:
+        """Descriptors of images by number."""
+        x = self.inputs(index).to(self.labels.device, non_blocking=True)
+        return self.encoder(augment(x)) if x.dtype == torch.uint8 else self.encoder.trained(x)
 
     @torch.no_grad()
     def imprint(self, *, batch: int = 256) -> None:
@@ -321,26 +306,21 @@ class Guided(nn.Module):
 
         From random rows the first steps only pull all descriptors together, and short trainings never recover.
         """
-        device = self.labels.device
-        parts = (self.inputs(index).to(device) for index in torch.arange(len(self.labels)).split(batch))
-        features = torch.cat([self.encoder.trained(x) if self.cached else self.encoder(x.float() / 255) for x in parts])
-        total = torch.zeros(len(self.within), features.shape[1], device=device).index_add_(0, self.labels, features.float())
+        features = torch.cat([self.describe(index, encoders.scale) for index in torch.arange(len(self.labels)).split(batch)])
+        total = torch.zeros(len(self.within), features.shape[1], device=features.device).index_add_(0, self.labels, features.float())
         for rows, own in zip(self.classifiers, self.members, strict=True):
-            rows.copy_(F.normalize(total[own.to(device)], dim=1) * rows.norm(dim=1, keepdim=True))
+            rows.copy_(F.normalize(total[own.to(total.device)], dim=1) * rows.norm(dim=1, keepdim=True))
 
     def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
-        device = self.labels.device
-        label = self.labels[index.to(device)]
+        label = self.labels[index.to(self.labels.device)]
         number = int(self.group[label[0]])
         if bool((self.group[label] != number).any()):
             raise ValueError(f"index: expected images of one group, found groups {self.group[label].unique().tolist()}")
-        x = self.inputs(index).to(device, non_blocking=True)
-        feature = self.encoder.trained(x) if self.cached else self.encoder(self.augment(x))
-        target = self.within[label]
+        feature, target = self.describe(index, self.augment), self.within[label]
         cosine = feature @ F.normalize(self.classifiers[number], dim=1).T
         loss = F.cross_entropy(losses.cosface(cosine, target, margin=self.margin, scale=self.cosface_scale), target)
         if self.text is not None:
-            found = logits(feature, self.text[self.members[number].to(device)], self.scale)
+            found = logits(feature, self.text[self.members[number].to(feature.device)], self.scale)
             loss = loss + F.cross_entropy(found, target, label_smoothing=self.smoothing)
         return loss + self.triplet * losses.weighted_triplet(feature, label) if self.triplet else loss
 

@@ -8,25 +8,30 @@ import torch
 import torch.nn.functional as F
 from pytorch_metric_learning import distances, losses as published
 
-from georeps.lab import clip
-from georeps.nets import encoders, losses
+from georeps.nets import encoders, losses, prompts, towers
 from georeps.papers import progeo
+
+TEXT = {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2}
+TOKENIZE = open_clip.SimpleTokenizer(context_length=32)
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return open_clip.CLIP(**clip.SMALL).eval()
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16}
+    return open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=TEXT).eval()
 
 
 @pytest.fixture(scope="module")
 def vit():
     torch.manual_seed(0)
     vision = {"image_size": 32, "layers": 3, "width": 64, "head_width": 32, "patch_size": 8}
-    return open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=clip.SMALL["text_cfg"]).eval()
+    return open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=TEXT).eval()
 
 
-tokenize = open_clip.SimpleTokenizer(context_length=clip.SMALL["text_cfg"]["context_length"])
+@pytest.fixture(scope="module")
+def prompt(model):
+    return prompts.of_open_clip(model, TOKENIZE, progeo.PROMPT)
 
 
 def places(n: int = 4000, seed: int = 0):
@@ -97,25 +102,14 @@ def test_views_without_headings_can_be_classes_by_position(unchecked):
         progeo.geographic(position, heading, alpha=None, least=400)
 
 
-def test_prompts_of_given_words_are_the_text_tower_s(model):
-    prompts = progeo.Prompts(model, tokenize, 5, tokens=2)
-    ids = tokenize(["A photo of a narrow brick street."])
-    with torch.no_grad():
-        words = model.token_embedding(ids[:, 5:7])
-        torch.testing.assert_close(prompts(torch.tensor([0]), words), model.encode_text(ids), rtol=1e-4, atol=1e-5)
-
-
-def test_a_prompt_is_its_class_s_own_and_only_it_learns(model):
+def test_vectors_are_their_class_s_own_and_only_they_learn(prompt):
     torch.manual_seed(0)
-    prompts = progeo.Prompts(model, tokenize, 4, tokens=3)
-    assert [name for name, _ in prompts.named_parameters()] == ["words"] and prompts.words.shape == (4, 3, 128)
-    prompts(torch.tensor([1, 1])).sum().backward()
-    assert prompts.words.grad[1].abs().sum() > 0 and prompts.words.grad[[0, 2, 3]].abs().sum() == 0
-    assert abs(float(prompts.words.detach().std()) - 0.02) < 0.005
-    with pytest.raises(ValueError, match="tokens: expected a text of at most 32 tokens"):
-        progeo.Prompts(model, tokenize, 4, tokens=25)
-    with pytest.raises(ValueError, match="expected tokens >= 1 and one {} in the text"):
-        progeo.Prompts(model, tokenize, 4, text="a street")
+    texts = progeo.Prompts(prompt, 4, tokens=3)
+    assert [name for name, _ in texts.named_parameters()] == ["words"] and texts.words.shape == (4, 3, 64)
+    torch.testing.assert_close(texts(torch.tensor([2, 0])), prompt(texts.words[[2, 0]]))
+    texts(torch.tensor([1, 1])).sum().backward()
+    assert texts.words.grad[1].abs().sum() > 0 and texts.words.grad[[0, 2, 3]].abs().sum() == 0
+    assert abs(float(texts.words.detach().std()) - 0.02) < 0.005
 
 
 def test_supervised_contrastive_is_pytorch_metric_learning_s_between_two_sets():
@@ -155,16 +149,23 @@ def test_a_batch_of_one_image_a_class_holds_no_triplet():
         losses.weighted_triplet(torch.eye(4), torch.arange(4))
 
 
-def encoder(model, freeze: int = 2, dim: int = 16, **options) -> progeo.Encoder:
+MOMENTS = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+
+
+def encoder(model, depth: int = 2, dim: int = 16, **options) -> progeo.Encoder:
     torch.manual_seed(0)
-    return progeo.Encoder(model.visual, dim=dim, freeze=freeze, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD, **options)
+    return progeo.of_clip(model.visual, depth=depth, dim=dim, **MOMENTS, **options)
+
+
+def normalised(x):
+    return (x - torch.tensor(MOMENTS["mean"]).view(3, 1, 1)) / torch.tensor(MOMENTS["std"]).view(3, 1, 1)
 
 
 def test_a_convolutional_encoder_is_the_tower_up_to_its_last_map(model):
     ours = encoder(model).eval()
     x = torch.rand(3, 3, 64, 64)
     with torch.no_grad():
-        grid = model.visual.stem((x - ours.mean) / ours.std)
+        grid = model.visual.stem(normalised(x))
         for i in (1, 2, 3, 4):
             grid = getattr(model.visual, f"layer{i}")(grid)
         vector = ours.head.pool(F.normalize(grid, dim=1)).vector
@@ -172,61 +173,63 @@ def test_a_convolutional_encoder_is_the_tower_up_to_its_last_map(model):
         assert ours(torch.rand(2, 3, 40, 96)).shape == (2, 16)
 
 
-def test_the_tower_s_features_are_clip_s_own(model):
-    pixels = torch.randint(0, 256, (4, 3, 80, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    own = clip.Clip("small", model, tokenize, 64)
-    tower = progeo.Tower(model.visual, size=64, mean=own.mean, std=own.std)
-    found = encoders.describe(tower, pixels)
-    torch.testing.assert_close(F.normalize(found, dim=1), own.images(pixels), rtol=1e-3, atol=1e-4)
-    assert abs(float(found.norm(dim=1).mean()) - 1) > 0.01
-    assert torch.equal(encoders.describe(tower, pixels), found) and not tower.visual.training
+@pytest.mark.parametrize("depth", [0, 2])
+def test_an_encoder_of_a_tower_reads_both_signs_of_its_map(depth):
+    tower = towers.image("lite0", seed=0)
+    torch.manual_seed(0)
+    ours = progeo.of_tower(tower, depth=depth, dim=8).eval()
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        grid = F.normalize(torch.cat([tower.maps(x, (16,))[16], -tower.maps(x, (16,))[16]], dim=1), dim=1)
+        pooled = grid.clamp(min=0).pow(3).mean(dim=(2, 3)).pow(1 / 3)
+        torch.testing.assert_close(ours(x), F.normalize(ours.head.project(pooled), dim=1), rtol=1e-2, atol=1e-3)
 
 
 def test_a_vit_encoder_is_the_tower_with_its_cls_token(vit):
-    ours = encoder(vit, freeze=1).eval()
+    ours = encoder(vit, depth=3).eval()
     x = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(ours(x), F.normalize(vit.visual((x - ours.mean) / ours.std), dim=1), rtol=1e-4, atol=1e-5)
-        assert encoder(vit, freeze=1, size=64)(torch.rand(2, 3, 64, 64)).shape == (2, 16)
-    same = encoder(vit, freeze=1, size=32)
-    torch.testing.assert_close(same.stages[0].position, vit.visual.positional_embedding)
+        torch.testing.assert_close(ours(x), F.normalize(vit.visual(normalised(x)), dim=1), rtol=1e-4, atol=1e-5)
+        assert encoder(vit, depth=3, size=64)(torch.rand(2, 3, 64, 64)).shape == (2, 16)
+    same = encoder(vit, depth=4, size=32)
+    torch.testing.assert_close(same.tail[0].position, vit.visual.positional_embedding)
     with pytest.raises(ValueError, match="dim: expected the tower's own 16, found 8"):
-        encoder(vit, freeze=1, dim=8)
-    with pytest.raises(ValueError, match=r"freeze: expected 0..3 stages of the tower, found 4"):
-        encoder(vit, freeze=4)
+        encoder(vit, depth=3, dim=8)
+    with pytest.raises(ValueError, match=r"depth: expected 0..4 stages of the tower, found 5"):
+        encoder(vit, depth=5)
 
 
-@pytest.mark.parametrize("freeze", [0, 1, 2, 3, 4])
-def test_frozen_stages_do_not_move(model, freeze):
-    ours = encoder(model, freeze)
-    before = {k: v.clone() for k, v in ours.stages[: ours.cut].state_dict().items()}
+@pytest.mark.parametrize("depth", [0, 1, 2, 5])
+def test_a_stem_does_not_move_and_all_else_learns(model, depth):
+    ours = encoder(model, depth)
+    before = {k: v.clone() for k, v in ours.stem.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in ours.parameters() if p.requires_grad], 0.1)
     ours(torch.rand(4, 3, 64, 64))[:, 0].sum().backward()
     optimizer.step()
-    assert all(torch.equal(v, before[k]) for k, v in ours.stages[: ours.cut].state_dict().items())
-    assert all(p.grad is not None for p in ours.parameters() if p.requires_grad)
-    assert ours.cut == (freeze + 1 if freeze else 0)
+    assert all(torch.equal(v, before[k]) for k, v in ours.stem.state_dict().items())
+    assert all(p.grad is not None for p in [*ours.tail.parameters(), *ours.head.parameters()])
+    assert len(ours.tail) == depth
 
 
 def test_training_does_not_touch_the_clip_it_started_from(model):
-    ours = encoder(model, 0)
+    ours = encoder(model, 5)
     with torch.no_grad():
         for p in ours.parameters():
             p.zero_()
     assert float(model.visual.layer4[0].conv1.weight.abs().sum()) > 0
 
 
-def test_cached_frozen_features_give_the_same_loss(model):
+def test_stored_maps_give_the_loss_of_their_images(model):
     position, heading = places(600)
     classes = progeo.geographic(position, heading, M=30.0, alpha=90.0, N=1, L=1, least=4, groups=1)
     pixels = torch.randint(0, 256, (len(classes.rows), 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     ours = encoder(model)
-    cached = encoders.evaluate(ours, pixels, "frozen")
+    stored = encoders.evaluate(ours.stem, pixels)
     index = torch.arange(24)
     found = []
-    for inputs, flag in ((pixels, False), (cached, True)):
+    for inputs in (pixels, stored):
         torch.manual_seed(1)
-        found.append(progeo.Guided(ours, classes, lambda i, x=inputs: x[i], dim=16, cached=flag)(index))
+        found.append(progeo.Guided(ours, classes, lambda i, x=inputs: x[i], dim=16)(index))
     torch.testing.assert_close(*found)
 
 
@@ -238,7 +241,7 @@ def test_stage_two_adds_smoothed_text_and_triplet_terms(model):
     ours = encoder(model)
     ours.trained = lambda x: x
     index = classes.of_group(1)[:12]
-    make = lambda **o: progeo.Guided(ours, classes, lambda i: features[i], dim=16, cached=True, **o)  # noqa: E731
+    make = lambda **o: progeo.Guided(ours, classes, lambda i: features[i], dim=16, **o)  # noqa: E731
     torch.manual_seed(2)
     plain = make()
     torch.manual_seed(2)
@@ -266,32 +269,32 @@ def test_imprinted_classifiers_know_their_classes(model):
     features = F.normalize(centre[classes.labels] + 0.01, dim=1)
     ours = encoder(model)
     ours.trained = lambda x: x
-    step = progeo.Guided(ours, classes, lambda i: features[i], dim=16, cached=True)
+    step = progeo.Guided(ours, classes, lambda i: features[i], dim=16)
     step.imprint(batch=64)
     assert torch.equal((features @ step.classifiers[0].T).argmax(dim=1), classes.labels)
 
 
 def test_a_whitened_head_gives_uncorrelated_features_near_their_target(model):
-    pixels = torch.randint(0, 256, (80, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(0, 256, (600, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     ours = encoder(model)
-    frozen = encoders.evaluate(ours, pixels, "frozen")
+    frozen = encoders.evaluate(ours.stem, pixels)
     with torch.no_grad():
-        target = model.visual((pixels.float() / 255 - ours.mean) / ours.std)[:, :16]
+        target = model.visual(normalised(pixels.float() / 255))[:, :16]
         ours.whiten(frozen, target)
-        x = ours.head(ours._through(ours.stages[ours.cut :], frozen))
+        x = ours.head(ours.tail(frozen))
         covariance = x.T @ x / len(x)
         toward = (F.normalize(x, dim=1) * F.normalize(target - target.mean(0), dim=1)).sum(1).mean()
     torch.testing.assert_close(covariance, torch.eye(16), atol=2e-2, rtol=0)
     assert float(x.mean(0).abs().max()) < 1e-2 and float(toward) > 0.2
-    with pytest.raises(ValueError, match="x: expected more than 16 images to whiten 16 dimensions, found 8"):
+    with pytest.raises(ValueError, match="x: expected more than 512 images to whiten as many channels, found 8"):
         ours.whiten(frozen[:8], target[:8])
 
 
-def test_stage_one_learns_texts_that_tell_its_images_apart(model):
+def test_stage_one_learns_texts_that_tell_its_images_apart(prompt):
     torch.manual_seed(0)
-    prompts = progeo.Prompts(model, tokenize, 3)
-    features, labels = F.normalize(torch.randn(3, 128), dim=1).repeat_interleave(4, 0), torch.arange(3).repeat_interleave(4)
-    step = progeo.PromptLearning(prompts, features, labels, scale=10.0)
+    texts = progeo.Prompts(prompt, 3)
+    features, labels = F.normalize(torch.randn(3, 32), dim=1).repeat_interleave(4, 0), torch.arange(3).repeat_interleave(4)
+    step = progeo.PromptLearning(texts, features, labels, scale=10.0)
     optimizer = torch.optim.Adam(step.parameters(), 0.05)
     first = float(step(torch.arange(12)))
     for _ in range(30):
@@ -299,7 +302,14 @@ def test_stage_one_learns_texts_that_tell_its_images_apart(model):
         step(torch.arange(12)).backward()
         optimizer.step()
     assert float(step(torch.arange(12))) < first - 1
-    assert torch.equal(progeo.logits(features, prompts(torch.arange(3)), 10.0).argmax(dim=1), labels)
+    assert progeo.own_is_nearest(features, labels, texts(torch.arange(3)), torch.zeros(3, dtype=torch.int64)).all()
+
+
+def test_nearest_is_asked_within_a_group_only():
+    features, group = torch.eye(4)[[0, 1, 3]], torch.tensor([0, 0, 1, 1])
+    of_class = torch.eye(4)[[1, 0, 3, 2]]
+    assert progeo.own_is_nearest(features, torch.tensor([0, 0, 3]), of_class, group).tolist() == [False, True, False]
+    assert progeo.own_is_nearest(torch.eye(4)[[3]], torch.tensor([0]), of_class + 0.1 * torch.eye(4)[0], group).tolist() == [True]
 
 
 def test_published_similarity_is_the_inner_product():
