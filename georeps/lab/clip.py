@@ -205,8 +205,9 @@ def small(*, tiles: int, epochs: int, seed: int = 0, batch: int = 128, lr: float
 
     def step() -> nn.Module:
         spoken = captions.captions(pool, each=CAPTIONS, seed=0)
-        maps = {k: x[own] for k, x in look(patterns.render(pool, size=SIDE)).items()}
-        texts = sentences([text for each in spoken for text in each]).view(len(pool), CAPTIONS, -1)[own]
+        with torch.random.fork_rng():  # a tower that has to be built draws numbers: the heads must not depend on what was stored
+            maps = {k: x[own] for k, x in look(patterns.render(pool, size=SIDE)).items()}
+            texts = sentences([text for each in spoken for text in each]).view(len(pool), CAPTIONS, -1)[own]
         return Contrast(Heads(maps).to(device), maps, texts)
 
     key = {"tiles": tiles, "side": SIDE, "captions": CAPTIONS, "device": device.split(":")[0]}

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 
 import numpy as np
 import open_clip
@@ -85,6 +86,20 @@ def test_the_small_clip_is_trained_once_and_found_again(tmp_path, monkeypatch):
     assert torch.equal(first.texts(["airplane sketch"]), again.texts(["airplane sketch"]))
     assert not torch.equal(first.texts(["river"]), clip.small(tiles=2, epochs=1, batch=64, seed=1).texts(["river"])), "a seed is a model of its own"
     assert sum(p.numel() for p in first.model.parameters()) < 3e5, "both towers are frozen"
+
+
+def test_what_is_stored_does_not_change_what_is_trained(tmp_path, monkeypatch):
+    """The text tower is built where sentences are unknown; building it draws random numbers."""
+    found = []
+    for name in ("cold", "warm"):
+        monkeypatch.setenv("GEOREPS_CACHE", str(tmp_path))
+        if name == "warm":  # all but the training itself is stored
+            for path in tmp_path.glob("clip-*"):
+                shutil.rmtree(path)
+        else:
+            clip.towers.text.cache_clear()
+        found.append(clip.small(tiles=2, epochs=1, batch=64).model.state_dict())
+    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
 
 
 def test_a_detector_answers_alike_wherever_it_finds_what_it_seeks():
