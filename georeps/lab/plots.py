@@ -393,6 +393,8 @@ def levels(samples: Mapping[str, Mapping[str, Sequence[float]]], *, xlabel: str)
 def _bands(ax: Axes, curves: Mapping[str, Mapping[float, Sequence[float]]], percent: bool = True) -> None:
     bounds, rows = (0, 100) if percent else (-np.inf, np.inf), []
     for (name, curve), colour in zip(curves.items(), itertools.cycle(PALETTE), strict=False):
+        if not curve:  # nothing of it was run
+            continue
         xs = sorted(curve)
         mean, half, n = map(np.array, zip(*(records.interval(curve[x]) for x in xs), strict=True))
         ax.plot(xs, mean, color=colour, marker=".", label=f"{name} (n={n[0]})")
