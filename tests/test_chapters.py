@@ -453,6 +453,7 @@ NO_MEAN = re.compile(  # over queries: of pairs, of a whole set, a bound over th
     r"uniformity|alignment|utilization|similarity|positivity|segmentation|boxes|selection|spearman|miscalibration|integral|^search\.|cost\.|density\.speed"
     r"|\.(coverage|precision|recall)$"
 )
+OWN_QUERIES = {"08_composed", "09_domains"}  # each seed draws its own: nothing is crossed, what seeds differ by has the queries' share in it
 
 
 def test_every_metric_that_a_claim_names_has_its_outcomes_a_query(smoke_book):
@@ -462,8 +463,9 @@ def test_every_metric_that_a_claim_names_has_its_outcomes_a_query(smoke_book):
     ledger = yaml.safe_load((BOOK / "claims.yml").read_text())
     named = set().union(*(claims.metrics_of(c["check"]) | {c["floor"]} - {None} for c in ledger))
     assert len(ledger) >= 200 and len(named & set(recorded)) > 450
-    lost = [m for m in sorted(named & set(recorded)) if m not in recorded[m].outcomes and not NO_MEAN.search(m)]
-    assert not lost
+    means = {m for m in named & set(recorded) if not NO_MEAN.search(m)}
+    assert not sorted(m for m in means if recorded[m].chapter not in OWN_QUERIES and m not in recorded[m].outcomes)
+    assert not sorted(m for m in means if recorded[m].chapter in OWN_QUERIES and m in recorded[m].outcomes)
 
 
 def test_every_floor_that_a_claim_names_is_recorded_where_its_metric_is(smoke_book):

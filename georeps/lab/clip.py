@@ -220,7 +220,8 @@ def small(*, tiles: int, epochs: int, seed: int = 0, batch: int = 128, lr: float
 
     def words() -> tuple[list[str], Tensor]:
         tower = towers.text()
-        spelt = {w: i for w, i in tower.tokenizer.get_vocab().items() if w.isalpha()}  # no pieces, marks or numbers
+        known = sorted(tower.tokenizer.get_vocab().items(), key=lambda item: item[1])  # as it hands them over, their order is another in every process
+        spelt = {w: i for w, i in known if w.isalpha()}  # no pieces, marks or numbers
         return list(spelt), tower.model.get_input_embeddings().weight[list(spelt.values())]
 
     return Clip(

@@ -86,6 +86,9 @@ def test_the_small_clip_is_trained_once_and_found_again(tmp_path, monkeypatch):
     assert torch.equal(first.texts(["airplane sketch"]), again.texts(["airplane sketch"]))
     assert not torch.equal(first.texts(["river"]), clip.small(tiles=2, epochs=1, batch=64, seed=1).texts(["river"])), "a seed is a model of its own"
     assert sum(p.numel() for p in first.model.parameters()) < 3e5, "both towers are frozen"
+    spelt, vectors = first.words()
+    places = [clip.towers.text().tokenizer.token_to_id(w) for w in spelt]
+    assert places == sorted(places) and len(vectors) == len(spelt) > 20_000, "a random word is the same in every process"
 
 
 def test_what_is_stored_does_not_change_what_is_trained(tmp_path, monkeypatch):
