@@ -200,7 +200,7 @@ def strips(
 
 
 def place_classes(corner: Float[Tensor, "c 3"], group: Int64[Tensor, " c"], *, side: float) -> Figure:
-    """Geographic classes of the place with the most of them: an arrow a class, from the middle of its square the way it looks, coloured by its group.
+    """Geographic classes of the place with the most of them: an arrow a class, from the middle of its square to where its sector begins, by group.
 
     `corner` are metres east and north and degrees, as `progeo.geographic` gives them; without degrees a dot. Places lie over 20 km apart.
     """
@@ -212,8 +212,11 @@ def place_classes(corner: Float[Tensor, "c 3"], group: Int64[Tensor, " c"], *, s
     for g in range(int(group.max()) + 1):
         own = group[here].numpy() == g
         x, y, angle = east[own] - east.min() + side / 2, north[own] - north.min() + side / 2, np.deg2rad(heading[own])
-        ax.scatter(x, y, s=4, color=PALETTE[g % len(PALETTE)], label=f"group {g + 1}")
-        ax.quiver(x, y, np.sin(angle), np.cos(angle), color=PALETTE[g % len(PALETTE)], angles="xy", scale=28, width=0.004)
+        colour = PALETTE[g % len(PALETTE)]
+        ax.scatter(x, y, s=9, color=colour, label=f"group {g + 1}")
+        for a, b in zip(x, y, strict=True):
+            ax.add_patch(plt.Rectangle((a - side / 2, b - side / 2), side, side, fc="none", ec="0.8", lw=0.6))
+        ax.quiver(x, y, np.sin(angle), np.cos(angle), color=colour, angles="xy", scale_units="xy", scale=2 / side, width=0.006)
     ax.set(xlabel="metres east", ylabel="metres north", aspect="equal")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
