@@ -450,7 +450,7 @@ def test_chapter_12_reads_the_event_lists(tmp_path):
 
 
 NO_MEAN = re.compile(  # over queries: of pairs, of a whole set, a bound over thresholds, a clock's
-    r"uniformity|alignment|utilization|similarity|positivity|segmentation|boxes|selection|spearman|miscalibration|integral|^search\.|cost\.|density\.speed"
+    r"uniformity|alignment|utilization|similarity|positivity|segmentation|boxes|selection|spearman|miscalibration|integral|^search\.|cost\.|density\.(speed|known)"
     r"|\.(coverage|precision|recall)$"
 )
 OWN_QUERIES = {"08_composed", "09_domains"}  # each seed draws its own: nothing is crossed, what seeds differ by has the queries' share in it

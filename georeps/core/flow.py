@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from scipy import optimize
 from torch import Tensor
 
 from georeps.core import adaln, sphere
@@ -46,17 +47,29 @@ def grid(steps: int, *, even: float = 0.7) -> Float[Tensor, " n"]:
 def loss(
     velocity: Velocity, x: Float[Tensor, "b 3"], condition: Float[Tensor, "b c"] | None, *,
     kind: Literal["sphere", "space", "diffusion", "published"] = "sphere", drop: float = 0.1,
+    times: Literal["schedule", "even"] = "schedule", draws: int = 1, coupled: bool = False,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """One training loss; noise, times and dropped conditions come from torch's own generator, which `train.fit` seeds.
 
     "sphere": Riemannian flow matching, the velocity of the geodesic from uniform noise to x; the network's answer is projected to the
     tangent plane. "published": the same, not projected. "space": flow matching in R3 from normal noise, velocity x - noise. "diffusion": the
     network names the noise in sqrt(s) x + sqrt(1 - s) noise. All: squared error, mean over the three coordinates.
+
+    Paper: `times` of the schedule, one draw of noise and time an image. "even": s is uniform. `draws`: so many an image. `coupled`: the noise of a
+    batch and draw is assigned to its places along the shortest paths (minibatch optimal transport, Tong et al., 2024), which forgets that each place has a condition.
     """
-    s = schedule(torch.rand(len(x), device=x.device, dtype=x.dtype))
+    if times not in ("schedule", "even"):
+        raise ValueError(f"times: expected 'schedule' or 'even', found {times!r}")
+    x, condition = x.repeat(draws, 1), None if condition is None else condition.repeat(draws, 1)
+    s = torch.rand(len(x), device=x.device, dtype=x.dtype)
+    s = schedule(s) if times == "schedule" else s
     if condition is not None and drop:
         condition = condition * (torch.rand(len(x), 1, device=x.device) >= drop)
     noise = torch.randn_like(x)
+    if coupled:
+        unit = F.normalize(noise, dim=1) if kind in ("sphere", "published") else noise
+        order = [optimize.linear_sum_assignment(-(y @ n.T).cpu().numpy())[1] for y, n in zip(x.chunk(draws), unit.chunk(draws), strict=True)]
+        noise = torch.cat([n[torch.from_numpy(own).to(n.device)] for n, own in zip(noise.chunk(draws), order, strict=True)])
     if kind in ("sphere", "published"):
         point, target = sphere.geodesic(F.normalize(noise, dim=1), x, s)
         answer = velocity(point, s[:, None], condition)

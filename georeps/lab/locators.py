@@ -11,14 +11,12 @@ from georeps.papers import geolocation
 
 
 def locator(
-    kind: geolocation.Kind, features: Float[Tensor, "n d"], x: Float[Tensor, "n 3"], *, recipe: train.Recipe, batch: int = 256,
-    dim: int = 128, depth: int = 4, k: int = 16, dropout: float = 0.0, device: str = "cpu",
+    kind: geolocation.Kind, features: Float[Tensor, "n d"], x: Float[Tensor, "n 3"], *, recipe: train.Recipe, batch: int = 256, device: str = "cpu", **shape
 ) -> geolocation.Locator:  # fmt: skip
-    """A trained `geolocation.Locator`, started and trained by the recipe's seed."""
-    shape = {"dim": dim, "depth": depth, "k": k, "dropout": dropout}
+    """A trained `geolocation.Locator`, started and trained by the recipe's seed; `shape` are its other arguments."""
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        found = geolocation.Locator(kind, features, **shape).to(device)
+        found = geolocation.Locator(kind, features, x, **shape).to(device)
     key = {"data": cache.digest(features, x), "kind": kind, "shape": shape, "device": device.split(":")[0]}
     found.load_state_dict(trained.once(
         "locator", lambda: geolocation.Lesson(found, features, x), lambda step: step.locator, n=len(x), batch=batch, recipe=recipe, key=key,

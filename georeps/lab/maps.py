@@ -44,22 +44,23 @@ def globes(paths: Float[Tensor, "t n 3"], truth: Float[Tensor, "3"], *, shares: 
     return figure
 
 
-def densities(images: Sequence[UInt8[Tensor, "3 h w"]], log_density: Float[Tensor, "a g"], truth: Float[Tensor, "a 3"], *, names: Sequence[str]) -> Figure:
-    """A row an image: what was seen, and the regions that hold 50, 75, 90 and 99% of its density's mass on the map."""
+def densities(images: Sequence[UInt8[Tensor, "3 h w"]], log_density: Float[Tensor, "a g"], truth: Float[Tensor, "a t 3"], *, names: Sequence[str]) -> Figure:
+    """A row an image: what was seen, and the regions that hold 50, 75, 90 and 99% of its density's mass on the map; stars: its t true places."""
     rows = round((log_density.shape[1] / 2) ** 0.5)
     inside = elements.shares(log_density, rows).view(len(images), rows, 2 * rows)
     figure, axes = plt.subplots(len(images), 2, figsize=(9, 2.5 * len(images)), layout="constrained", width_ratios=[1, 3.2], squeeze=False)
-    figure.table = pd.DataFrame(sphere.to_latlon(truth).numpy(), columns=["true latitude", "true longitude"], index=list(names)).reset_index(names="image")
+    figure.table = pd.DataFrame(sphere.to_latlon(truth).flatten(0, 1).numpy(), columns=["true latitude", "true longitude"])
+    figure.table.insert(0, "image", np.repeat(list(names), truth.shape[1]))
     latitude = 90 - (np.arange(rows) + 0.5) * 180 / rows
     longitude = (np.arange(2 * rows) + 0.5) * 180 / rows - 180
-    for (left, right), image, mass, place, name in zip(axes, images, inside, sphere.to_latlon(truth).tolist(), names, strict=True):
+    for (left, right), image, mass, latlon, name in zip(axes, images, inside, sphere.to_latlon(truth), names, strict=True):
         left.imshow(image.permute(1, 2, 0), interpolation="nearest")
         left.set(xticks=[], yticks=[], title=name)
         levels = [0, 0.5, 0.75, 0.9, 0.99]
         right.contourf(longitude, latitude, mass, levels, colors=sns.color_palette("rocket", 4).as_hex(), alpha=0.85)
         for line in earth.outlines():
             right.plot(*plots.split_at_dateline(line), color="0.35", linewidth=0.4)
-        right.plot(place[1], place[0], "*", color=TRUTH, markersize=11, markeredgecolor="white")
+        right.plot(latlon[:, 1], latlon[:, 0], "*", color=TRUTH, markersize=11, markeredgecolor="white")
         right.set(xlim=(-180, 180), ylim=(-60, 80), xticks=[], yticks=[], aspect="equal")
     return figure
 

@@ -56,11 +56,25 @@ def world(
     """
     options = {"split": split, "extent_km": EXTENT_KM, "spacing_km": spacing_km}
     where = earth.places(part=part, n=n, seed=seed, **options)
-    known = earth.places(part="train", **options)
-    centre, axes = _axes(_seen(dataclasses.replace(known, latlon=known.latlon[:basis]), layers, device))
+    features = _projected(where, earth.places(part="train", **options), basis, layers, device)
     pixels = earth.patches("optical", where, size=SIZE)
-    features = (_seen(where, layers, device) - centre) @ axes
     return World(sphere.from_latlon(where.latlon.double()).float(), features, pixels, earth.admin_names(where.latlon))
+
+
+def sea(n: int, *, layers: Sequence[str] = LAYERS, basis: int = 2000, seed: int = 0, device: str = "cpu") -> Float[Tensor, "n d"]:
+    """Features of n patches without land, on the axes of the `world` of split "blocks"."""
+    known = earth.places(split="blocks", part="train", extent_km=EXTENT_KM, spacing_km=60.0)
+    latlon = sphere.to_latlon(sphere.fibonacci(8000)).float()
+    latlon = latlon[latlon[:, 0].abs() < 60]
+    latlon = latlon[earth.land_share(latlon, extent_km=EXTENT_KM) == 0]
+    latlon = latlon[torch.randperm(len(latlon), generator=torch.Generator().manual_seed(seed))[:n]]
+    return _projected(dataclasses.replace(known, latlon=latlon), known, basis, layers, device)
+
+
+def _projected(where: earth.Places, known: earth.Places, basis: int, layers: Sequence[str], device: str) -> Float[Tensor, "n d"]:
+    """Features on the principal axes of the first `basis` known places."""
+    centre, axes = _axes(_seen(dataclasses.replace(known, latlon=known.latlon[:basis]), layers, device))
+    return (_seen(where, layers, device) - centre) @ axes
 
 
 def _seen(where: earth.Places, layers: Sequence[str], device: str) -> Float[Tensor, "n d"]:

@@ -79,3 +79,10 @@ def test_a_missing_table_and_a_place_off_the_earth_are_named(tmp_path):
     export.osv5m(tmp_path, "test", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([[95.0, 0.0]]), {})
     with pytest.raises(ValueError, match=r"test\.csv, line 2: expected a latitude in -90..90 degrees, found '95.0'"):
         places.published(tmp_path, "test")
+
+
+def test_patches_of_the_sea_are_seen_on_the_axes_of_the_land():
+    found = places.sea(12, basis=30)
+    assert found.shape == (12, 29) and torch.isfinite(found).all()
+    land = places.world("blocks", "test", n=12, basis=30).features
+    assert float(found.std(0).norm()) < 0.5 * float(land.std(0).norm())  # hardly anything is there to tell them apart

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from georeps.core import sphere
+from georeps.core import flow, sphere, vmf
 from georeps.papers import geolocation
 from georeps.papers.geolocation import ON_SPHERE
 
-KINDS = ("regression", "vmf", "mixture", "diffusion", "space", "plane", "sphere", "published")
+KINDS = ("regression", "cells", "hybrid", "retrieval", "vmf", "mixture", "diffusion", "space", "plane", "sphere", "published")
 
 
 def seeded(seed=0):
@@ -29,7 +29,7 @@ def task(n=512):
 def trained(request):
     torch.manual_seed(0)
     features, x = task()
-    locator = geolocation.Locator(request.param, features, dim=32, depth=2, k=3)
+    locator = geolocation.Locator(request.param, features, x, dim=32, depth=2, k=3)
     optimizer = torch.optim.Adam(locator.parameters(), 5e-3)
     lesson = geolocation.Lesson(locator, features, x)
     for _ in range(400):
@@ -104,6 +104,65 @@ def test_a_judgement_is_of_finite_places_alone():
 
 def test_kinds_and_too_few_places_are_named(unchecked):
     with pytest.raises(ValueError, match="at least 2 training places, found 1"):
-        geolocation.Locator("vmf", torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="kind: expected one of regression, vmf"):
-        geolocation.Locator("guess", torch.zeros(2, 2))
+        geolocation.Locator("vmf", torch.zeros(1, 2), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="kind: expected one of regression, cells"):
+        geolocation.Locator("guess", torch.zeros(2, 2), torch.zeros(2, 3))
+
+
+def test_cells_cover_the_earth_and_hold_few_places_each():
+    _, x = task(2000)
+    cells = geolocation.quadtree(x, most=50)
+    assert float(cells.area.sum()) == pytest.approx(4 * math.pi, rel=1e-5)
+    anywhere = sphere.uniform(3000, generator=seeded())
+    own = cells.of(anywhere)
+    assert cells.of(x).bincount(minlength=len(own)).max() <= 50
+    offset = cells.within(anywhere, own)
+    assert float(offset.abs().max()) <= 1 + 1e-4
+    again = cells.at(offset[:, None].expand(-1, len(cells.mean), -1))[torch.arange(3000), own]
+    assert float(sphere.kilometres(again, anywhere).max()) < 5
+    assert (cells.of(cells.mean) == torch.arange(len(cells.mean))).all()
+
+
+def test_neighbours_are_the_places_of_the_most_similar_features():
+    features, x = torch.randn(64, 8, generator=seeded()), sphere.uniform(64, generator=seeded(1))
+    found = geolocation.neighbours(features, x, features[:5], 3)
+    assert torch.equal(found[:, 0], x[:5]) and found.shape == (5, 3, 3)
+
+
+def test_the_energy_score_is_least_for_the_distribution_the_truth_is_of():
+    mean = sphere.from_latlon(torch.tensor([[10.0, 20.0]])).expand(4000, 3)
+    draw = lambda kappa, seed: vmf.sample(mean, torch.full((4000,), kappa), generator=seeded(seed))  # noqa: E731
+    truth = draw(20.0, 0)
+    scores = {kappa: float(geolocation.energy_score(draw(kappa, 1).view(100, 40, 3).repeat(40, 1, 1), truth).mean()) for kappa in (5.0, 20.0, 80.0)}
+    assert min(scores, key=scores.get) == 20.0
+
+
+def test_the_energy_distance_is_nothing_between_samples_of_one_density_and_grows_with_the_angle():
+    mean = sphere.from_latlon(torch.tensor([[0.0, 0.0], [0.0, 20.0], [0.0, 90.0]]))
+    draw = lambda i, seed: vmf.sample(mean[i].expand(1500, 3), torch.full((1500,), 30.0), generator=seeded(seed))  # noqa: E731
+    same, near, far = (geolocation.energy_distance(draw(0, 0), draw(i, 1)) for i in range(3))
+    assert abs(same) < 20 < near < far
+
+
+def test_a_flow_is_trained_on_more_draws_at_even_times_where_it_is_asked_to_be(unchecked):
+    features, x = task(64)
+    asked = []
+    locator = geolocation.Locator("sphere", features, x, dim=16, depth=1, times="even", draws=3, coupled=True)
+    locator.net.register_forward_pre_hook(lambda net, inputs: asked.append(inputs))
+    torch.manual_seed(0)
+    locator.loss(features, x).backward()
+    (_, s, condition), near_data = asked[0], 0.8
+    assert len(s) == len(condition) == 192 and float((s > near_data).double().mean()) < 0.35
+    with pytest.raises(ValueError, match="times: expected 'schedule' or 'even', found 'late'"):
+        geolocation.Locator("sphere", features, x, dim=16, depth=1, times="late").loss(features, x)
+
+
+def test_coupled_noise_goes_the_shorter_ways_to_the_same_places():
+    x = sphere.uniform(200, generator=seeded())
+    length = {}
+    for coupled in (False, True):
+        ways = []
+        torch.manual_seed(0)
+        flow.loss(lambda y, s, condition: ways.append(y) or torch.zeros_like(y), x, None, times="even", coupled=coupled)
+        length[coupled] = float(sphere.kilometres(ways[0], x).mean())
+    assert length[True] < 0.4 * length[False]
