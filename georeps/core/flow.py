@@ -56,7 +56,8 @@ def loss(
     network names the noise in sqrt(s) x + sqrt(1 - s) noise. All: squared error, mean over the three coordinates.
 
     Paper: `times` of the schedule, one draw of noise and time an image. "even": s is uniform. `draws`: so many an image. `coupled`: the noise of a
-    batch and draw is assigned to its places along the shortest paths (minibatch optimal transport, Tong et al., 2024), which forgets that each place has a condition.
+    batch and draw is assigned to its places along the shortest paths (minibatch optimal transport, Tong et al., 2024), which forgets that each place has a
+    condition.
     """
     if times not in ("schedule", "even"):
         raise ValueError(f"times: expected 'schedule' or 'even', found {times!r}")

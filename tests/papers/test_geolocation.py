@@ -159,10 +159,11 @@ def test_a_flow_is_trained_on_more_draws_at_even_times_where_it_is_asked_to_be(u
 
 def test_coupled_noise_goes_the_shorter_ways_to_the_same_places():
     x = sphere.uniform(200, generator=seeded())
-    length = {}
-    for coupled in (False, True):
+
+    def length(coupled):
         ways = []
         torch.manual_seed(0)
         flow.loss(lambda y, s, condition: ways.append(y) or torch.zeros_like(y), x, None, times="even", coupled=coupled)
-        length[coupled] = float(sphere.kilometres(ways[0], x).mean())
-    assert length[True] < 0.4 * length[False]
+        return float(sphere.kilometres(ways[0], x).mean())
+
+    assert length(True) < 0.4 * length(False)
