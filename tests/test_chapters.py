@@ -246,7 +246,7 @@ def test_places_of_the_smoke_run_are_found_as_often_as_the_ranks_say(smoke):
 
 
 def test_densities_of_the_smoke_run_are_densities(smoke):
-    assert smoke["density.integral.projected"] == pytest.approx(1, abs=0.02)
+    assert smoke["density.integral.projected.mass"] == pytest.approx(1, abs=0.02)
     assert smoke["density.speed.nll_apart"] < 0.05 and 0 <= smoke["density.sphere.within90"] <= 100
     assert all(0 <= v <= 5000 for m, v in smoke.items() if m.endswith("geoscore"))
 
