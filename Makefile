@@ -17,7 +17,7 @@ help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
 book: $(ENV)  ## environment, every chapter executed once, HTML in _build/html (PROFILE=laptop GPUS=1 DATA_ROOT=)
-	$(SNAKEMAKE) --config profile=$(PROFILE) data_root="$(DATA_ROOT)"
+	$(SNAKEMAKE) --prioritize book/runs/$(PROFILE)/05_distribution-s0.ipynb book/runs/$(PROFILE)/12_density-s0.ipynb --config profile=$(PROFILE) data_root="$(DATA_ROOT)"
 
 records: $(ENV)  ## the reference, book/results/laptop: all seeds of what is missing or of other code; goes on after a kill (CHAPTER=03 for one)
 	$(ALONE) $(SNAKEMAKE) --config profile=$(PROFILE) data_root="$(DATA_ROOT)" only=$(CHAPTER) -- records

@@ -117,10 +117,11 @@ rule features:
         touch("book/runs/{profile}/features-{world}.done"),
     params:
         settings=lambda w: {**WORLDS[w.world](PARAMETERS[PROBED][w.profile]), "size": PARAMETERS[PROBED][w.profile]["size"]},
+        floors=lambda w: ["frozen", "histogram"] if w.world == "extents" else ["frozen", "histogram", "thumbnail", "untrained"],
     threads: 1
     shell:
-        "OMP_NUM_THREADS={threads} TQDM_DISABLE=1 {PYTHON:q} -c \"from georeps.tasks import floors, probes;"
-        " [probes.outcomes(asked, floor) for asked in probes.{wildcards.world}(**{params.settings}).values() for floor in floors.FLOORS]\""
+        "OMP_NUM_THREADS={threads} TQDM_DISABLE=1 {PYTHON:q} -c \"from georeps.tasks import probes;"
+        " [probes.outcomes(asked, floor) for asked in probes.{wildcards.world}(**{params.settings}).values() for floor in {params.floors}]\""
 
 
 rule located:

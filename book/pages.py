@@ -10,9 +10,11 @@ import argparse
 import ast
 import html
 import io
+import math
 import re
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -22,6 +24,7 @@ from georeps.lab import claims, exhibits, records
 
 BOOK = Path(__file__).resolve().parent
 REFERENCE_OF = {"smoke": "laptop", "custom": "laptop"}  # whose verdicts a page of another profile speaks of
+WIDE = 7  # headings (its head one of them) of a table that takes the page's margin too
 COMMENT = r"# {}: (.*(?:\n#   .*)*)\n?"  # of one line, or more that are indented below it
 ROLE = re.compile(r"\{(verdict|measured|paper|said)\}`([^`]+)`")
 UNITS = {r"\.(r\d+\w*|\w*accuracy|map_at_r|knn|probe|avg|within\w*|hit_\w+)$": " points", r"geoscore$": " GeoScore", r"nll\w*$": " nats", r"\.km$": " km"}
@@ -55,12 +58,20 @@ class Reference:
             links = [f'<a href="{page}.html#said-{name}">chapter {int(page[:2])}</a>' for page in self.said.get(name, [])]
             return f" Said in {', '.join(links)}." if links else ""
         if role == "measured":
-            return html.escape(records.cell(self.values, name)) if name in self.values else "no reference yet"
+            return self.number(name, page)
         metric, _, source = name.partition("@")
         rows = self.paper[(self.paper.metric == metric) & self.paper.source.str.contains(source, regex=False)]
         if not len(rows):
             sys.exit(f"{page}: {{paper}}`{name}`: expected a metric of book/reference, found none")
         return f"{rows.value.iloc[0]:g} ({rows.source.iloc[0]}, Table {rows.table.iloc[0]})"
+
+    def number(self, metric: str, page: str) -> str:
+        """Mean and interval in three digits, two of them behind the point at most; the number of seeds where it is not the chapter's."""
+        if metric not in self.values:
+            return "no reference yet"
+        mean, _, n = records.interval(self.values[metric].values())
+        said = records.cell(self.values, metric, min(2, max(0, 2 - math.floor(math.log10(abs(mean) or 1)))))
+        return html.escape(said.removesuffix(f" (n={len(self.of(page))})") if n > 1 else said)
 
 
 def margin(row) -> str:
@@ -131,6 +142,8 @@ class Page:
     def exhibit(self, cell, output, caption: str) -> None:
         kind, caption = kind_of(output), caption + seeds_of(output)
         of_the_ledger(output, self.reference)
+        if "".join(output.get("data", {}).get("text/html", "")).partition("</tr>")[0].count("<th") > WIDE:
+            cell.metadata.setdefault("tags", []).append("full-width")
         table = output.data.pop(exhibits.MIME, {"csv": "", "alt": ""})
         self.numbers[kind] += 1
         number = f"{int(self.chapter[:2])}.{self.numbers[kind]}"
@@ -147,12 +160,13 @@ class Page:
 
 
 def seeds_of(output) -> str:
-    """Where all numbers of a table are of as many seeds its caption says so, once, and not every cell."""
+    """Of how many seeds most numbers of a table are its caption says, once, and only the others' cells."""
     text = "".join(output.get("data", {}).get("text/html", ""))
-    if len(found := set(re.findall(r"\(n=(\d+)\)", text))) != 1:
+    if not (found := Counter(re.findall(r"\(n=(\d+)\)", text)).most_common()):
         return ""
-    output.data["text/html"] = re.sub(r"\s*\(n=\d+\)", "", text)
-    return " One seed." if found == {"1"} else f" {found.pop()} seeds."
+    seeds, of_all = found[0][0], len(found) == 1
+    output.data["text/html"] = re.sub(rf"\s*\(n={seeds}\)", "", text)
+    return (" One seed" if seeds == "1" else f" {seeds} seeds") + ("." if of_all else ", where a cell does not say another number (n).")
 
 
 def of_the_ledger(output, reference: Reference) -> None:

@@ -65,7 +65,9 @@ def test_each_of_several_exhibits_of_a_cell_stands_alone(page):
     assert [c.partition(" [")[0] for c in captions] == ["**Figure 2.1.** A. (1 of 3)", "**Figure 2.2.** A. (2 of 3)", "**Table 2.1.** A. (3 of 3)"]
 
 
-@pytest.mark.parametrize("counts, said", [((5, 5), "A. 5 seeds."), ((1, 1), "A. One seed."), ((5, 1), "A."), ((), "A.")])
+@pytest.mark.parametrize(
+    "counts, said", [((5, 5), "A. 5 seeds."), ((1, 1), "A. One seed."), ((5, 1), "A. 5 seeds, where a cell does not say another number (n)."), ((), "A.")]
+)
 def test_a_table_says_once_of_how_many_seeds_all_its_numbers_are(page, counts, said):
     cells = "".join(f"<td>3.0\u00a0±\u00a02.0 (n={n})</td>" for n in counts)
     (first, *_), _ = page(cell("# caption: A.\nt", shown(**TABLE | {"text/html": f"<table>{cells}</table>"})))
@@ -95,7 +97,7 @@ def test_sentences_say_verdict_margin_and_seeds_and_lead_to_the_ledger_and_back(
     text = "It is: {verdict}`exact-search-is-as-fast-as-faiss`, {measured}`a.r1`; {verdict}`safa-beats-siamese-same-area`."
     (said, *_), _ = page(v4.new_markdown_cell(text), reference=reference)
     assert 'id="said-exact-search-is-as-fast-as-faiss" href="14_claims.html#claim-exact-search-is-as-fast-as-faiss">holds</a> (+0.18, +0.16' in said.source
-    assert "5 seeds)" in said.source and "3.0\u00a0±\u00a02.0 (n=5)" in said.source and ">no reference yet</a>." in said.source
+    assert "5 seeds)" in said.source and ", 3.00\u00a0±\u00a01.96; " in said.source and ">no reference yet</a>." in said.source
     assert reference.sentence("said", "exact-search-is-as-fast-as-faiss", "14_claims") == (
         ' Said in <a href="02_search.html#said-exact-search-is-as-fast-as-faiss">chapter 2</a>.'
     )

@@ -379,7 +379,9 @@ def stored(
         return found
 
     def compute(part: np.ndarray) -> dict[str, np.ndarray]:
-        parts = [described(x) for x in torch.from_numpy(part).split(batch)]
+        # on a CPU maps of few images stay in its cache; no fewer, for then torch takes other kernels, which round otherwise
+        least = 16 if device == "cpu" else batch
+        parts = [described(x) for y in torch.from_numpy(part).split(batch) for x in y.tensor_split(max(1, len(y) // least))]
         return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
     found = cache.rows(f"features-{what}", key, images.numpy(), compute, batch=8 * batch)

@@ -187,7 +187,10 @@ def _ground_colours(plan: plans.Plan, moment: Moment, material: np.ndarray) -> n
     if moment.season != "summer":
         green = [MATERIALS.index("grass"), MATERIALS.index("yard")]
         palette[green] = palette[green] * 0.5 + 0.5 * np.array({"autumn": (150, 128, 84), "winter": (206, 208, 212)}[moment.season])
-    return (palette[material] * (0.9 + 0.2 * grain(material.shape[0]))[..., None]).astype(np.float32)
+    tone, colour = 0.9 + 0.2 * grain(len(material)), np.empty((*material.shape, 3), np.float32)
+    for rows in np.array_split(np.arange(len(material)), len(material) // 32 + 1):  # float64 of a few rows at a time stays in the processor's cache
+        colour[rows] = palette[material[rows]] * tone[rows, :, None]
+    return colour
 
 
 def _paint_roofs(colour: np.ndarray, owner: np.ndarray, buildings: pd.DataFrame, moment: Moment) -> None:

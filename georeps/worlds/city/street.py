@@ -76,7 +76,7 @@ def _march(
     hits = _first_hits(view, ray, ranges, highest, slope)
     pixel = math.radians(fov) / width
     colour = _sky(view, hits, slope, azimuth, rng)
-    colour = torch.where(hits.flat[..., None], _ground(view, hits, pixel), colour)
+    colour[hits.flat] = _ground(view, hits, pixel)
     wall = ~(hits.flat | hits.sky)
     colour[wall] = _facades(view, hits, wall, pixel)
     colour = _haze(view, hits, colour)
@@ -128,12 +128,12 @@ def _sky(view: Scene, hits: _Hits, slope: Tensor, azimuth: np.ndarray, rng: np.r
     return blue + cover * (0.75 * horizon + 40 - blue).clamp(min=-60)
 
 
-def _ground(view: Scene, hits: _Hits, pixel: float) -> Float[Tensor, "b w h 3"]:
+def _ground(view: Scene, hits: _Hits, pixel: float) -> Float[Tensor, "p 3"]:
     """Ground and tops of cars, between the nearest four cells; a raster four times coarser where a pixel covers a metre."""
-    coarse = hits.range * pixel > 1.0
-    seen = _between(view.colour, hits.x / CELL, hits.y / CELL)
-    seen[coarse] = _between(view.blurred, hits.x[coarse] / (4 * CELL), hits.y[coarse] / (4 * CELL))
-    return seen * _lit(view, _between(view.light[..., None], hits.x / CELL, hits.y / CELL)[..., 0])
+    x, y, coarse = hits.x[hits.flat], hits.y[hits.flat], hits.range[hits.flat] * pixel > 1.0
+    seen = _between(view.colour, x / CELL, y / CELL)
+    seen[coarse] = _between(view.blurred, x[coarse] / (4 * CELL), y[coarse] / (4 * CELL))
+    return seen * _lit(view, _between(view.light[..., None], x / CELL, y / CELL)[..., 0])
 
 
 def _between(raster: Float[Tensor, "n n c"], x: Tensor, y: Tensor) -> Tensor:
@@ -199,17 +199,19 @@ def _nearest_crowns(view: Scene, index: Tensor, solid: Tensor, ranges: Tensor) -
 
 
 def _leaves(view: Scene, colour: Tensor, hits: _Hits, ray: tuple, slope: Tensor, high: Tensor, low: Tensor, first: Tensor, tone: Tensor) -> Tensor:
-    visible = (slope <= high[..., None]) & (slope >= low[..., None]) & ((first[..., None] < hits.range) | hits.sky)
     at = torch.where(first.isfinite(), first, 1.0)
-    z = slope * at[..., None] + EYE
-    along = ((ray[0] + ray[2] * at[..., None] - ray[1] - ray[3] * at[..., None]) * 3).long()
-    leaf = torch.from_numpy(grain(256)).reshape(-1)[(along % 256) * 256 + (z * 4).long() % 256]
-    visible &= leaf > (0.55 if view.moment.season == "winter" else 0.08)
+    along = ((ray[0] + ray[2] * at[..., None] - ray[1] - ray[3] * at[..., None]) * 3).long()[..., 0]
+    visible = (slope <= high[..., None]) & (slope >= low[..., None]) & ((first[..., None] < hits.range) | hits.sky)
+    where = torch.stack(visible.nonzero(as_tuple=True))
+    leaf_of = lambda i, j, k: torch.from_numpy(grain(256)).reshape(-1)[(along[i, j] % 256) * 256 + ((slope[k] * at[i, j] + EYE) * 4).long() % 256]  # noqa: E731
+    leaf = leaf_of(*where)
+    kept = leaf > (0.55 if view.moment.season == "winter" else 0.08)
+    (i, j, k), leaf = where[:, kept], leaf[kept]
     leaves = torch.tensor(LEAVES[view.moment.season], dtype=torch.float32)
-    share = (slope - low[..., None]) / (high - low).clamp(min=1e-3)[..., None]
-    green = leaves[0] + (0.6 * tone[..., None] + 0.4 * leaf)[..., None] * (leaves[1] - leaves[0])
-    green = green * _lit(view, 0.25 + 0.75 * share.clamp(0, 1))
-    return torch.where(visible[..., None], green, colour)
+    share = (slope[k] - low[i, j]) / (high - low).clamp(min=1e-3)[i, j]
+    green = leaves[0] + (0.6 * tone[i, j] + 0.4 * leaf)[:, None] * (leaves[1] - leaves[0])
+    colour[i, j, k] = green * _lit(view, 0.25 + 0.75 * share.clamp(0, 1))
+    return colour
 
 
 def _lit(view: Scene, sun: Tensor) -> Tensor:
