@@ -84,6 +84,10 @@ def job_threads(w):
     return THREADS if w.chapter in TIMED else min(4, THREADS)
 
 
+def needs_gpu(w):
+    return int(w.profile in ("gpu", "paper") and w.chapter not in ("01_worlds", "02_search", LAST))
+
+
 rule book:
     input:
         pages=[notebook(c) for c in CHAPTERS],
@@ -133,9 +137,11 @@ rule located:
     params:
         settings=lambda w: PARAMETERS[PLACED[0]][w.profile],
     threads: 1
+    resources:
+        gpu=lambda w: int(w.profile == "gpu"),
     shell:
-        "OMP_NUM_THREADS={threads} {PYTHON:q} -c \"from georeps.tasks import places;"
-        " [places.world(split, 'train', n=n or None, basis={params.settings[basis]})"
+        "OMP_NUM_THREADS={threads} {PYTHON:q} -c \"from georeps.lab import records; from georeps.tasks import places;"
+        " [places.world(split, 'train', n=n or None, basis={params.settings[basis]}, device=records.pick_device('auto'))"
         " for split, n in (('blocks', {params.settings[train_n]}), ('cross', {params.settings[cross_n]}))]\""
 
 
@@ -147,9 +153,11 @@ rule matched:
     output:
         touch("book/runs/{profile}/features-pairs.done"),
     threads: 1
+    resources:
+        gpu=lambda w: int(w.profile == "gpu"),
     shell:
         "OMP_NUM_THREADS={threads} TQDM_DISABLE=1 {PYTHON:q} -c \"from georeps.lab import records; from georeps.tasks import matching;"
-        " matching.prepare(records.parameters_of('{MATCHED}', '{wildcards.profile}'))\""
+        " matching.prepare(records.parameters_of('{MATCHED}', '{wildcards.profile}'), device=records.pick_device('auto'))\""
 
 
 rule starts:
@@ -208,7 +216,7 @@ rule chapter:
         notebook="book/runs/{profile}/{chapter}-s0.ipynb",
     threads: job_threads
     resources:
-        gpu=lambda w: int(w.profile in ("gpu", "paper")),
+        gpu=needs_gpu,
     params:
         how=lambda w: "--check" if w.profile == "smoke" else f"--profile {w.profile} --data-root={shlex.quote(DATA_ROOT)}",
     shell:
@@ -227,7 +235,7 @@ rule reference:
         touch("book/runs/reference/{profile}/{chapter}-s{seed}.done"),
     threads: job_threads
     resources:
-        gpu=lambda w: int(w.profile in ("gpu", "paper")),
+        gpu=needs_gpu,
     shell:
         "OMP_NUM_THREADS={threads} {PYTHON:q} book/execute.py {wildcards.chapter} --profile {wildcards.profile} --seed {wildcards.seed} --reference"
         " --data-root={DATA_ROOT:q}"

@@ -10,7 +10,6 @@ import argparse
 import ast
 import html
 import io
-import math
 import re
 import shutil
 import sys
@@ -69,9 +68,8 @@ class Reference:
         """Mean and interval in three digits, two of them behind the point at most; the number of seeds where it is not the chapter's."""
         if metric not in self.values:
             return "no reference yet"
-        mean, _, n = records.interval(self.values[metric].values())
-        said = records.cell(self.values, metric, min(2, max(0, 2 - math.floor(math.log10(abs(mean) or 1)))))
-        return html.escape(said.removesuffix(f" (n={len(self.of(page))})") if n > 1 else said)
+        said, n = records.cell(self.values, metric, None), len(self.of(page))
+        return html.escape(said.removesuffix(f" (n={n})") if n > 1 else said)
 
 
 def margin(row) -> str:

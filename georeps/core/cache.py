@@ -82,7 +82,7 @@ def rows(
     place = folder() / f"{name}-{hash_of(name, parameters)}"
     place.mkdir(parents=True, exist_ok=True)
     keys = [hashlib.sha256(np.ascontiguousarray(item)).digest()[:16] for item in items]
-    where = {key: (chunk, i) for chunk in sorted(place.glob("[!.]*")) for i, key in enumerate(np.load(chunk / "keys.npy").view("V16").ravel().tolist())}
+    where = _index(place)
     unknown = list({key: i for i, key in enumerate(keys) if key not in where}.values())
     for i in range(0, len(unknown), batch):
         part = unknown[i : i + batch]
@@ -104,6 +104,18 @@ def rows(
                 out = found.setdefault(path.stem, np.empty((len(items), *values.shape[1:]), values.dtype))
                 out[here] = values[[asked[i][1] for i in here]]
     return found
+
+
+_CHUNKS: dict[Path, dict[Path, dict[bytes, tuple[Path, int]]]] = {}  # of each folder of `rows`, what this process has read
+
+
+def _index(place: Path) -> dict[bytes, tuple[Path, int]]:
+    """Chunk and row of each item under a folder of `rows`; a chunk's keys are read once a process."""
+    known, there = _CHUNKS.setdefault(place, {}), sorted(place.glob("[!.]*"))
+    for chunk in there:
+        if chunk not in known:
+            known[chunk] = {key: (chunk, i) for i, key in enumerate(np.load(chunk / "keys.npy").view("V16").ravel().tolist())}
+    return {key: at for chunk in there for key, at in known[chunk].items()}
 
 
 def hash_of(*values) -> str:

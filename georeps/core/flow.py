@@ -6,6 +6,7 @@ A velocity is any callable (x "b 3", s "b 1", condition "b c" or None) -> "b 3";
 density is one on S2 (nats by area). Published code does not project: its integral of the density is not 1 (method "published" samples as it does).
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -25,8 +26,14 @@ UNIFORM = -math.log(4 * math.pi)  # log-density of no knowledge
 
 def schedule(t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     """Share of the data at time t, the published sigmoid schedule: 1 at t = 0, 0 at t = 1, above 0.87 until t = 0.5."""
-    start, end = (torch.tensor(v, dtype=t.dtype, device=t.device).sigmoid() for v in SIGMOID)
+    start, end = _ends(t.dtype, t.device)
     return ((end - ((SIGMOID[1] - SIGMOID[0]) * t + SIGMOID[0]).sigmoid()) / (end - start)).clamp(0, 1)
+
+
+@functools.cache
+def _ends(dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """The sigmoid at SIGMOID, made once: a tensor made on a GPU from a number waits for it."""
+    return [torch.tensor(v, dtype=dtype, device=device).sigmoid() for v in SIGMOID]
 
 
 def grid(steps: int, *, even: float = 0.7) -> Float[Tensor, " n"]:
@@ -59,8 +66,8 @@ def loss(
     batch and draw is assigned to its places along the shortest paths (minibatch optimal transport, Tong et al., 2024), which forgets that each place has a
     condition.
     """
-    if times not in ("schedule", "even"):
-        raise ValueError(f"times: expected 'schedule' or 'even', found {times!r}")
+    if times not in ("schedule", "even") or draws < 1:
+        raise ValueError(f"times, draws: expected 'schedule' or 'even' and at least 1, found {times!r} and {draws}")
     x, condition = x.repeat(draws, 1), None if condition is None else condition.repeat(draws, 1)
     s = torch.rand(len(x), device=x.device, dtype=x.dtype)
     s = schedule(s) if times == "schedule" else s
@@ -72,7 +79,9 @@ def loss(
         order = [optimize.linear_sum_assignment(-(y @ n.T).cpu().numpy())[1] for y, n in zip(x.chunk(draws), unit.chunk(draws), strict=True)]
         noise = torch.cat([n[torch.from_numpy(own).to(n.device)] for n, own in zip(noise.chunk(draws), order, strict=True)])
     if kind in ("sphere", "published"):
-        point, target = sphere.geodesic(F.normalize(noise, dim=1), x, s)
+        noise = F.normalize(noise, dim=1)
+        noise = torch.where((noise + x).norm(dim=1, keepdim=True) < 1e-4, -noise, noise)  # from an antipode no way is the shortest; its other side is as likely
+        point, target = sphere.geodesic(noise, x, s, checked=True)
         answer = velocity(point, s[:, None], condition)
         return ((sphere.tangent(point, answer) if kind == "sphere" else answer) - target).square().mean()
     if kind == "space":

@@ -49,10 +49,10 @@ class Clip:
         """Features of images in memory, resampled bicubically to the size the model takes."""
         return torch.cat([F.normalize(self.see(part).float().cpu(), dim=1) for part in pixels.split(batch)])
 
-    def files(self, paths: Sequence[Path | str], *, batch: int = 64, workers: int = 0) -> Float[Tensor, "n d"]:
+    def files(self, paths: Sequence[Path | str], *, batch: int = 64) -> Float[Tensor, "n d"]:
         """Features of image files: shorter side to the model's size, middle square, as open_clip's own preprocessing does."""
-        loader = torch.utils.data.DataLoader(_Squares(paths, self.size), batch_size=batch, num_workers=workers)
-        return torch.cat([self.images(part) for part in loader])
+        squares = _Squares(paths, self.size)
+        return torch.cat([self.images(squares[part]) for part in torch.arange(len(squares)).split(batch)])
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str], *, batch: int = 512) -> Float[Tensor, "n d"]:
@@ -72,7 +72,7 @@ class _Squares(images.Files):
         super().__init__(paths, (side, side))
         self.side = side
 
-    def __getitem__(self, i: int) -> UInt8[Tensor, "3 s s"]:
+    def read(self, i: int) -> UInt8[Tensor, "3 s s"]:
         pixels = images.load(self.paths[i])
         scale = self.side / min(pixels.shape[1:])
         size = [max(self.side, round(scale * n)) for n in pixels.shape[1:]]
@@ -186,7 +186,7 @@ def sentences(texts: Sequence[str]) -> Float[Tensor, "n 384"]:
     key = {"code": cache.code(towers.__name__, libraries=("torch", "transformers", "tokenizers"))}
     names = [hashlib.sha256(text.encode()).digest() for text in texts]
     of = dict(zip(names, texts, strict=True))
-    compute = lambda part: {"row": towers.text()([of[name.tobytes()] for name in part]).numpy()}  # noqa: E731
+    compute = lambda part: {"row": towers.text()([of[name.tobytes()] for name in part]).cpu().numpy()}  # noqa: E731
     return torch.from_numpy(cache.rows("sentences", key, np.frombuffer(b"".join(names), np.uint8).reshape(-1, 32), compute, batch=1024)["row"])
 
 

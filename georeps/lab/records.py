@@ -154,24 +154,20 @@ class Run:
         return path
 
     def _write_outcomes(self, path: Path) -> None:
-        ledger = book_folder() / "claims.yml"
-        named = set(re.findall(METRIC, ledger.read_text())) if ledger.is_file() else set(self.record.outcomes)
+        named = self._named()
         named |= {row for metric, floor in self.record.floors.items() if metric in named for row in floor["rows"]}
         with path.open("wb") as file:
             np.savez_compressed(file, **{m: v for m, v in self.record.outcomes.items() if m in named})
 
+    def _named(self) -> set[str]:
+        """Metrics that the ledger names; without one, all."""
+        ledger = book_folder() / "claims.yml"
+        return set(re.findall(METRIC, ledger.read_text())) if ledger.is_file() else set(self.record.metrics)
+
     def _write_json(self, path: Path) -> None:
         known = {k: v for k, v in asdict(self.record).items() if k != "path"}
+        known["floors"] = {m: floor for m, floor in self.record.floors.items() if m in self._named()}
         path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-
-
-def best_of(rows: Mapping[str, Any]) -> np.ndarray:
-    """Outcomes "q" of the best of several rows, chosen on other queries: every second query is judged by the row that is best on those between."""
-    table = np.array([np.asarray(values, float) for values in rows.values()])
-    found = np.empty(table.shape[1])
-    for half in (0, 1):
-        found[half::2] = table[table[:, 1 - half :: 2].mean(axis=1).argmax(), half::2]
-    return found
 
 
 def code_of(chapter: str, parameters: dict[str, Any]) -> str:
@@ -313,7 +309,7 @@ def summary(found: list[Record], prefix: str = "") -> pd.DataFrame:
     return pd.DataFrame({"metric": list(here), "here": list(here.values())})
 
 
-def table(here: dict[str, dict[int, float]], rows: Mapping[Any, str], columns: Mapping[str, str] | Iterable[str], digits: int = 1) -> pd.DataFrame:
+def table(here: dict[str, dict[int, float]], rows: Mapping[Any, str], columns: Mapping[str, str] | Iterable[str], digits: int | None = 1) -> pd.DataFrame:
     """Rows by columns of mean ± 95% interval (n seeds), "-" where nothing was recorded.
 
     `rows`: label, or a tuple of labels, -> the first part of metric ids; `columns`: heading -> the rest, or the rest alone.
@@ -323,14 +319,15 @@ def table(here: dict[str, dict[int, float]], rows: Mapping[Any, str], columns: M
     return pd.DataFrame(cells, index=list(heads)).T
 
 
-def cell(here: dict[str, dict[int, float]], metric: str, digits: int = 1) -> str:
+def cell(here: dict[str, dict[int, float]], metric: str, digits: int | None = 1) -> str:
     """`format_interval` of a metric, "-" where it was not recorded."""
     return format_interval(here[metric].values(), digits) if metric in here else "-"
 
 
-def format_interval(sample: Iterable[float], digits: int = 1) -> str:
-    """ "mean ± half-width (n=seeds)"; one value has no interval."""
+def format_interval(sample: Iterable[float], digits: int | None = 1) -> str:
+    """ "mean ± half-width (n=seeds)", with so many digits behind the point (None: three in all, at most two behind it); one value has no interval."""
     mean, half, n = interval(sample)
+    digits = min(2, max(0, 2 - math.floor(math.log10(abs(mean) or 1)))) if digits is None else digits
     return f"{mean:.{digits}f}" + (f"\u00a0±\u00a0{half:.{digits}f}" if n > 1 else "") + f" (n={n})"
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from georeps.nets import pooling, towers
 
@@ -115,14 +115,11 @@ def centre(descriptor: Descriptor, images: UInt8[Tensor, "n 3 h w"], *, batch: i
     descriptor.projection.bias.copy_(-(descriptor.projection.weight @ pooled.mean(dim=0).to(descriptor.projection.weight)))
 
 
-def describe(encoder: nn.Module, images: Shaped[Tensor, "n ..."] | Dataset, *, batch: int = 256, workers: int = 0) -> Float[Tensor, "n d"]:
-    """Descriptors of images in memory, or of files (`readers.images.Files`), which are decoded by `workers` processes as they are needed.
-
-    Files of their own sizes need batches of one.
-    """
+def describe(encoder: nn.Module, images: Shaped[Tensor, "n ..."] | Dataset, *, batch: int = 256) -> Float[Tensor, "n d"]:
+    """Descriptors of images in memory, or of files (`readers.images.Files`), decoded as they are needed; those of their own sizes need batches of one."""
     if isinstance(images, Tensor):
         return evaluate(encoder, images, batch=batch)
-    return torch.cat([evaluate(encoder, part, batch=batch) for part in DataLoader(images, batch_size=batch, num_workers=workers)])
+    return torch.cat([evaluate(encoder, images[part], batch=batch) for part in torch.arange(len(images)).split(batch)])
 
 
 @torch.no_grad()
@@ -134,7 +131,8 @@ def evaluate(model: nn.Module, images: Shaped[Tensor, "n ..."], what: str = "for
     device, training = next(model.parameters()).device, model.training
     model.eval()
     try:
-        parts = [(model if what == "forward" else getattr(model, what))(scale(part.to(device))) for part in images.split(batch)]
+        made = ((model if what == "forward" else getattr(model, what))(scale(part.to(device))) for part in images.split(batch))
+        parts = [None if part is None else part.float().cpu() for part in made]
     finally:
         model.train(training)
-    return None if parts[0] is None else torch.cat([part.float().cpu() for part in parts])
+    return None if parts[0] is None else torch.cat(parts)

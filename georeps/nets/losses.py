@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from georeps.core.kernels import pairs
 
@@ -83,19 +83,6 @@ def matched(
     target = torch.arange(len(logits), device=logits.device)
     both = (F.cross_entropy(x, target, label_smoothing=label_smoothing) for x in (logits, logits.T))
     return sum(both) / 2
-
-
-class SymmetricInfoNCE(nn.Module):
-    """`symmetric_info_nce` with a learnt temperature and smoothed labels, the recipe of current codebases (Sample4Geo)."""
-
-    def __init__(self, temperature: float = 0.07, label_smoothing: float = 0.1):
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
-        self.label_smoothing = label_smoothing
-
-    def forward(self, ground: Float[Tensor, "b d"], satellite: Float[Tensor, "b d"], same_place: Bool[Tensor, "b b"] | None = None) -> Float[Tensor, ""]:
-        scale = self.log_scale.clamp(max=math.log(100)).exp()  # as CLIP bounds it
-        return symmetric_info_nce(ground, satellite, 1 / scale, label_smoothing=self.label_smoothing, same_place=same_place)
 
 
 def uniformity(x: Float[Tensor, "b d"], t: float = 2.0) -> Float[Tensor, ""]:

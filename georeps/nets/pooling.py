@@ -398,20 +398,14 @@ class SimPool(Pooling):
     """Algorithm 2: attention of the map to its own average, then a power mean.
 
     a = softmax((W_K LN(X))^T W_Q GAP(X) / sqrt(d));  u = f^-1(f(LN(X) - min) a). `gamma` is the exponent of f (2 for convolutional
-    networks, 1.25 for transformers), None the plain average of LN(X); `learn` makes a tenth of its logarithm a parameter, as if gamma had ten
-    times the rate. The minimum is over all of an image (Eq. 3.69): published code takes it over the batch, so that an embedding
-    depends on its batch-mates.
+    networks, 1.25 for transformers), None the plain average of LN(X). The minimum is over all of an image (Eq. 3.69): published code takes
+    it over the batch, so that an embedding depends on its batch-mates.
     """
 
-    def __init__(self, dim: int, gamma: float | None = 2.0, *, learn: bool = False):
+    def __init__(self, dim: int, gamma: float | None = 2.0):
         super().__init__(dim)
         self.norm, self.query, self.key = ColumnNorm(dim), linear_map(dim), linear_map(dim)
-        self.fixed = gamma
-        self.log_gamma = nn.Parameter(torch.tensor(math.log(gamma) / 10)) if learn else None
-
-    @property
-    def gamma(self) -> float | Tensor | None:
-        return self.fixed if self.log_gamma is None else (10 * self.log_gamma).clamp(-2, 4).exp()
+        self.gamma = gamma
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Pooled:
         flat = _flat(x)

@@ -70,7 +70,7 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
     average = AveragedModel(step, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
     states = {"module": step, "optimizer": optimizer, "scaler": scaler} | ({"average": average} if average else {})
-    log = _resume(out, recipe, states, device)
+    log = _resume(out, recipe, states)
     final = average.module if average else step
     with tqdm(total=recipe.epochs, initial=len(log), desc=label or "fit", unit="epoch", mininterval=1.0) as bar:
         for epoch in range(len(log), recipe.epochs):
@@ -218,11 +218,11 @@ def _mix(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch * 7_919 + 17) % 2**63
 
 
-def _resume(out, recipe: Recipe, states: dict, device: torch.device) -> list[dict]:
+def _resume(out, recipe: Recipe, states: dict) -> list[dict]:
     path = Path(out) / "checkpoint.pt" if out is not None else None
     if path is None or not path.is_file():
         return []
-    saved = torch.load(path, map_location=device, weights_only=True)
+    saved = torch.load(path, map_location="cpu", weights_only=True)
     if saved["recipe"] != _as_dict(recipe):
         changed = sorted(k for k, v in _as_dict(recipe).items() if saved["recipe"].get(k) != v)
         raise ValueError(f"out: {path} was trained by another recipe (different: {', '.join(changed)}); choose another out")

@@ -321,11 +321,11 @@ class Basic:
         return block
 
     def _projection(self, mean: Tensor) -> Float[Tensor, "d d"]:
-        """Onto the leading directions of (1 - alpha) Cov(subjects) - alpha Cov(styles) of positive eigenvalue."""
+        """Onto the leading directions of (1 - alpha) Cov(subjects) - alpha Cov(styles) of positive eigenvalue (one that is not rounding)."""
         a, b = ((f - mean).double() for f in (self.subjects, self.styles))
         contrast = (1 - self.alpha) * a.T @ a / max(1, len(a) - 1) - self.alpha * b.T @ b / max(1, len(b) - 1)
         value, vector = torch.linalg.eigh(contrast)
-        kept = vector[:, value > 0][:, -self.components :]
+        kept = vector[:, value > 1e-12 * value[-1].abs()][:, -self.components :]
         return (kept @ kept.T).float()
 
 

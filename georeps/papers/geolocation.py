@@ -10,6 +10,8 @@
 All share one AdaLN network (`flow`); a model without noise and time reads a learnt vector in place of the noisy point, as published.
 """
 
+import copy
+import functools
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -67,11 +69,11 @@ class Locator(nn.Module):
     def condition(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Features about their mean, in units of their deviation; ValueError where they are of another width or not finite."""
         _check_features(features, len(self.mean))
-        return self.dropout((features - self.mean) / self.deviation)
+        return self._scaled(features)
 
     def loss(self, features: Float[Tensor, "b d"], x: Float[Tensor, "b 3"]) -> Float[Tensor, ""]:
         """The kind's own training loss at the true places x."""
-        condition = self.condition(features)
+        condition = self._scaled(features)
         if self.kind == "plane":
             return flow.loss(self.net, to_plane(x), condition, kind="space", **self.path)
         if self.kind in FLOWS:
@@ -138,6 +140,9 @@ class Locator(nn.Module):
         weight, mean, kappa = (part.repeat_interleave(each, dim=0) for part in self.head(self._hidden(condition)))
         return vmf.mixture_log_prob(x, weight, mean, kappa)
 
+    def _scaled(self, features: Tensor) -> Tensor:
+        return self.dropout((features - self.mean) / self.deviation)
+
     def _hidden(self, condition: Tensor) -> Tensor:
         return self.net(self.register.expand(len(condition), -1), condition.new_zeros(1, 1), condition)
 
@@ -166,10 +171,15 @@ def _drawn(log_weight: Float[Tensor, "b c"], n: int, generator: torch.Generator 
     return torch.searchsorted(log_weight.exp().cumsum(1), uniform).clamp(max=log_weight.shape[1] - 1)
 
 
+@functools.cache
+def _places(device: torch.device) -> towers.Places:
+    with torch.random.fork_rng():  # to build the tower draws numbers
+        return copy.deepcopy(towers.places()).to(device)
+
+
 def _embedded(x: Tensor) -> Tensor:
     """GeoCLIP's embeddings of places, normalised."""
-    with torch.random.fork_rng():  # the first call builds the tower, which draws numbers
-        return F.normalize(towers.places().to(x.device)(sphere.to_latlon(x)), dim=1)
+    return F.normalize(_places(x.device)(sphere.to_latlon(x)), dim=1)
 
 
 class Cells(nn.Module):
@@ -231,15 +241,15 @@ def neighbours(
 
 
 class Lesson(nn.Module):
-    """A training step: indices -> the locator's loss (`train.fit` calls it)."""
+    """A training step: indices -> the locator's loss (`train.fit` calls it). A function holds the data: a mean of weights copies all that a step has."""
 
     def __init__(self, locator: Locator, features: Float[Tensor, "n d"], x: Float[Tensor, "n 3"]):
         super().__init__()
-        self.locator, self.features, self.x = locator, features, x
+        _check_features(features, len(locator.mean))
+        self.locator, self.data = locator, lambda index: (features[index], x[index])
 
     def forward(self, index: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
-        device = self.locator.mean.device
-        return self.locator.loss(self.features[index].to(device), self.x[index].to(device))
+        return self.locator.loss(*(part.to(self.locator.mean.device) for part in self.data(index)))
 
 
 def to_plane(x: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3"]:

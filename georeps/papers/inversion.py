@@ -27,7 +27,7 @@ def pseudo_words(
     one is drawn at each step. Paper: phrases that GPT continues from the word. Here: templates, because no language model comes with the install.
     """
     draw, choose = torch.Generator().manual_seed(seed), random.Random(seed)
-    start = photo.before.std() * torch.randn(len(images), 1, photo.before.shape[1], generator=draw)
+    start = photo.before.std().cpu() * torch.randn(len(images), 1, photo.before.shape[1], generator=draw)
     words = start.to(images.device).requires_grad_(True)
     average, optimizer = words.detach().clone(), torch.optim.AdamW([words], lr=lr, weight_decay=0.01)
     for step in range(steps):

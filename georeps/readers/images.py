@@ -11,7 +11,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from georeps.readers import folders
@@ -60,18 +60,21 @@ class Files(Dataset):
     def __getitem__(self, i: int | Tensor) -> UInt8[Tensor, "*b 3 h w"]:
         if isinstance(i, Tensor):
             with ThreadPoolExecutor(THREADS) as pool:
-                return torch.stack(list(pool.map(self.__getitem__, i.tolist())))
+                return torch.stack(list(pool.map(self.read, i.tolist())))
+        return self.read(i)
+
+    def read(self, i: int) -> UInt8[Tensor, "3 h w"]:
         return load(self.paths[i], size=self.size, rows=self.rows)
 
 
-def load_all(
-    paths: Sequence[Path | str], *, size: tuple[int, int], rows: tuple[float, float] = (0.0, 1.0), workers: int = 0, batch: int = 64
-) -> UInt8[Tensor, "n 3 h w"]:
-    """Every file, in order, decoded by `workers` processes (0: in this one)."""
+def load_all(paths: Sequence[Path | str], *, size: tuple[int, int], rows: tuple[float, float] = (0.0, 1.0), batch: int = 64) -> UInt8[Tensor, "n 3 h w"]:
+    """Every file, in order, decoded by THREADS threads straight into its place."""
     if len(paths) == 0:
         raise ValueError("paths: expected at least one image file, found none")
-    loader = DataLoader(Files(paths, size, rows), batch_size=batch, num_workers=workers)
-    return torch.cat(list(tqdm(loader, desc="decode", unit="batch", mininterval=1.0)))
+    files, found = Files(paths, size, rows), torch.empty(len(paths), 3, *size, dtype=torch.uint8)
+    for part in tqdm(torch.arange(len(files)).split(batch), desc="decode", unit="batch", mininterval=1.0):
+        found[part] = files[part]
+    return found
 
 
 def load_boxes(paths: Sequence[Path | str], boxes: Sequence[tuple[float, float, float, float]], *, size: tuple[int, int]) -> UInt8[Tensor, "n 3 h w"]:

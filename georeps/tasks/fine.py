@@ -90,7 +90,7 @@ def of_earth(*, size: int, n: int, n_test: int, least: int = 20, extent_km: floa
     return World(*map(part, where))
 
 
-def of_tree(root: Path | str, *, layout: Literal["cub", "cars", "sop", "in_shop", "folders"], size: int, seed: int = 0, workers: int = 0) -> World:
+def of_tree(root: Path | str, *, layout: Literal["cub", "cars", "sop", "in_shop", "folders"], size: int, seed: int = 0) -> World:
     """A data set on disk, every image decoded to `size` pixels a side."""
     readers = {"cub": labelled.cub, "cars": labelled.cars, "sop": labelled.sop, "folders": labelled.class_folders, "in_shop": labelled.in_shop}
     if layout not in readers:
@@ -98,7 +98,7 @@ def of_tree(root: Path | str, *, layout: Literal["cub", "cars", "sop", "in_shop"
 
     def load(part: str) -> tuple[Tensor, Tensor]:
         found = readers[layout](root, part)
-        return images.load_all(found.files, size=(size, size), workers=workers), found.labels
+        return images.load_all(found.files, size=(size, size)), found.labels
 
     x, labels = load("train")
     test = Part(*load("query"), gallery=load("gallery")) if layout == "in_shop" else Part(*load("test"))

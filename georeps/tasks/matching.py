@@ -57,7 +57,7 @@ class City:
         return city.places(split="cross", part="test", n=min(self.n_test, most), tiles=self.tiles)
 
 
-def prepare(parameters: Mapping[str, Any]) -> None:
+def prepare(parameters: Mapping[str, Any], *, device: str = "cpu") -> None:
     """Render and see all that chapter 03 with these parameters asks of the city with its frozen tower, which then lies stored."""
     world = City.of(parameters, seed=0)
     network = towers.image(parameters["tower"], weights=parameters["tower_weights"] or None)
@@ -66,4 +66,4 @@ def prepare(parameters: Mapping[str, Any]) -> None:
     images = [part.ground for part in parts] + [view for part in parts for view in part.tiles.values()]
     images += [world.at(moment) for moment in MOMENTS] + [view for metres in parameters["offsets"] for view in world.off_centre(metres).values()]
     for shown in images:
-        crossview.seen(network, shown)
+        crossview.seen(network, shown, device=device)

@@ -77,8 +77,9 @@ def of_city(shape: Shape, *, split: str, part: str, n: int | None = None, tiles:
 
 
 def of_earth(shape: Shape, *, split: str, part: str, n: int | None = None, seed: int = 0) -> Pairs:
-    """Optical against relief patches of the real Earth, `shape.satellite` pixels a side, plain."""
-    found = earth.pairs(split=split, part=part, n=n, size=shape.satellite[0], seed=seed)
+    """Optical against relief patches of the real Earth, `shape.satellite` pixels a side, plain; all places of a part that has fewer than n."""
+    most = len(earth.places(split=split, part=part))
+    found = earth.pairs(split=split, part=part, n=min(n or most, most), size=shape.satellite[0], seed=seed)
     here = found.places.latlon
     return Pairs(found.optical, {"plain": found.relief}, torch.arange(len(here)), None, here, here, "degrees")
 

@@ -67,6 +67,8 @@ def sea(n: int, *, layers: Sequence[str] = LAYERS, basis: int = 2000, seed: int 
     latlon = sphere.to_latlon(sphere.fibonacci(8000)).float()
     latlon = latlon[latlon[:, 0].abs() < 60]
     latlon = latlon[earth.land_share(latlon, extent_km=EXTENT_KM) == 0]
+    if not 1 <= n <= len(latlon):
+        raise ValueError(f"n: expected 1..{len(latlon)} (patches of the lattice without land), found {n}")
     latlon = latlon[torch.randperm(len(latlon), generator=torch.Generator().manual_seed(seed))[:n]]
     return _projected(dataclasses.replace(known, latlon=latlon), known, basis, layers, device)
 

@@ -81,13 +81,13 @@ def of_earth(*, size: int, n: int, n_val: int, n_test: int, extent_km: float = 1
     return World(part("train"), part("val"), part("test"))
 
 
-def of_tree(root: Path | str, *, size: int, seed: int = 0, workers: int = 0) -> World:
+def of_tree(root: Path | str, *, size: int, seed: int = 0) -> World:
     """Class folders on disk: train/<class>/ of which a fifth, drawn with `seed`, validates, and val/<class>/, which is tested on."""
     learn, judge = (labelled.class_folders(Path(root) / part, "all") for part in ("train", "val"))
     if learn.names != judge.names:
         apart = sorted(set(learn.names) ^ set(judge.names))
         raise ValueError(f"{root}: expected the same classes in train and val, found {', '.join(apart[:5])} in one of them")
-    x, y = (images.load_all(found.files, size=(size, size), workers=workers) for found in (learn, judge))
+    x, y = (images.load_all(found.files, size=(size, size)) for found in (learn, judge))
     least = int(learn.labels.bincount().min())
     if least < 2:
         raise ValueError(f"{root}: expected at least 2 training images a class, of which one validates, found {least}")

@@ -177,15 +177,6 @@ def test_recalls_record_outcomes_and_chance(results):
         run.save()
 
 
-def test_the_best_of_several_rows_is_chosen_on_other_queries():
-    """Of rows without a difference the best of many is better than any; the one chosen on other queries is not."""
-    generator = np.random.default_rng(0)
-    rows = {str(i): generator.normal(size=1000) for i in range(20)}
-    assert abs(records.best_of(rows).mean()) < 0.08 < max(v.mean() for v in rows.values()) + 0.05
-    rows["better"] = generator.normal(0.5, 1, size=1000)
-    assert (records.best_of(rows) == rows["better"]).all()
-
-
 def test_a_receipt_says_bit_equal_inside_timed_different_and_new(results):
     values_ = {s: {"a": float(s), "b": 5 + 0.1 * s, "c": 1.0, "d.ms": 3.0 + s} for s in range(3)}
     write(values_)

@@ -159,22 +159,21 @@ def picture(path, size=(40, 30)):
     return path
 
 
-def test_images_load_in_order_at_one_size_from_any_number_of_workers(tmp_path):
+def test_images_load_in_order_at_one_size_in_any_batches(tmp_path):
     paths = [picture(tmp_path / f"{i}.png", (40 + i, 30)) for i in range(5)]
     one = images.load_all(paths, size=(8, 16))
     assert one.shape == (5, 3, 8, 16) and one.dtype == torch.uint8
-    assert torch.equal(one, images.load_all(paths, size=(8, 16), workers=2, batch=2))
+    assert torch.equal(one, images.load_all(paths, size=(8, 16), batch=2))
     assert torch.equal(images.load(paths[0]), torch.from_numpy(np.array(Image.open(paths[0]))).permute(2, 0, 1))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_image_is_named(tmp_path, workers):
+def test_a_corrupt_image_is_named(tmp_path):
     good, cut, text = (picture(tmp_path / f"{n}.png") for n in ("good", "cut", "text"))
     cut.write_bytes(cut.read_bytes()[:500])
     text.write_text("<html>404</html>")
     for bad in (cut, text):
         with pytest.raises(ValueError, match=f"{bad}: expected a whole image, found"):
-            images.load_all([good, bad], size=(8, 8), workers=workers)
+            images.load_all([good, bad], size=(8, 8))
     with pytest.raises(FileNotFoundError, match="expected an image, found no file"):
         images.load(tmp_path / "missing.png")
     with pytest.raises(ValueError, match="paths: expected at least one"):
