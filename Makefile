@@ -3,6 +3,8 @@ PROFILE ?= laptop
 SEED ?= 0
 DATA_ROOT ?=
 GPUS ?= 1
+# chapters that a GPU is for, the cheapest evidence first
+WORTH ?= 11 12 08 09 03 06 04 05 07 10
 CORES ?= all
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +13,7 @@ SNAKEMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) --q
 # small networks spin when several processes have several threads each: one thread a process
 ALONE := TQDM_DISABLE=1 OMP_NUM_THREADS=1
 
-.PHONY: help env book records verify test lint smoke check run refresh golden lock clean
+.PHONY: help env book records verify test lint smoke check run gpu refresh golden lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -48,6 +50,12 @@ check: $(ENV)  ## pytest, the smoke book and its records included
 run: $(ENV)  ## one chapter: make run CHAPTER=03 PROFILE=gpu SEED=1 DATA_ROOT=/your/pairs SET="epochs=60 batch=64"
 	@test -n "$(CHAPTER)" || { echo "say which chapter: make run CHAPTER=03 PROFILE=$(PROFILE) SEED=$(SEED)" >&2; exit 2; }
 	$(BIN)/python book/execute.py $(CHAPTER) --profile $(PROFILE) --seed $(SEED) --data-root "$(DATA_ROOT)" $(addprefix -p ,$(SET))
+
+gpu: $(ENV)  ## what 25 minutes of a GPU can: kernel tests, the speed table a case at a time, chapters of profile gpu in the order of their worth; goes on where it stopped. A machine with torch of its own: make gpu ENV= BIN=/usr/bin
+	$(BIN)/python -m pytest -q tests/core/test_kernels.py
+	$(BIN)/python -m georeps.lab.speed
+	for chapter in $(WORTH); do $(BIN)/python book/execute.py $$chapter --profile gpu --reference || failed="$$failed $$chapter"; done; \
+	test -z "$$failed" || { echo "make gpu: failed:$$failed" >&2; exit 1; }
 
 refresh: $(ENV)  ## renew the smoke outputs that are committed in book/chapters (CHAPTER=03 for one)
 	$(ALONE) $(BIN)/python book/execute.py $(CHAPTER) --refresh

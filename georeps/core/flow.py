@@ -66,8 +66,10 @@ def loss(
     batch and draw is assigned to its places along the shortest paths (minibatch optimal transport, Tong et al., 2024), which forgets that each place has a
     condition.
     """
-    if times not in ("schedule", "even") or draws < 1:
-        raise ValueError(f"times, draws: expected 'schedule' or 'even' and at least 1, found {times!r} and {draws}")
+    if times not in ("schedule", "even"):
+        raise ValueError(f"times: expected 'schedule' or 'even', found {times!r}")
+    if draws < 1:
+        raise ValueError(f"draws: expected at least 1, found {draws}")
     x, condition = x.repeat(draws, 1), None if condition is None else condition.repeat(draws, 1)
     s = torch.rand(len(x), device=x.device, dtype=x.dtype)
     s = schedule(s) if times == "schedule" else s

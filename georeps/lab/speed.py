@@ -1,6 +1,7 @@
 """How fast the retrieval and flow core is beside its peers, on one machine, in one run (chapter 13).
 
-    python -m georeps.lab.speed          on a GPU: every case at full size within ten minutes, one record, results/gpu/13_speed-s0.json
+    python -m georeps.lab.speed [topk rank ...]     on a GPU: cases at full size (all, within ten minutes), one record, results/gpu/13_speed-s0.json;
+                                                    a case that it holds, of this code, is not timed again
 
 Each method of a case does the same work on the same rows. Methods take turns; the time is the median over the turns, on a GPU by its own
 events. What a machine can do at all is measured beside it: the rate of one large matrix product, the rate of one large copy. The limit of a
@@ -13,7 +14,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -339,8 +340,10 @@ def measure(run: records.Run, where: str, cases: dict[str, tuple], *, repeats: i
     """
     device = "cuda" if where == "gpu" else "cpu"
     pairs.log_sum(torch.eye(2), 1.0)  # the first custom op of a process loads torch's compiler, for seconds
-    best = rates(device)
-    run[f"speed.{where}.rate.tflops"], run[f"speed.{where}.rate.gb_s"] = best.operations / 1e12, best.bytes / 1e9
+    rate = f"speed.{where}.rate."
+    if rate + "tflops" not in run.record.metrics:
+        run[rate + "tflops"], run[rate + "gb_s"] = (r / u for r, u in zip(rates(device), (1e12, 1e9), strict=True))
+    best = Rates(1e12 * run.record.metrics[rate + "tflops"], 1e9 * run.record.metrics[rate + "gb_s"])
     for name, (build, sizes) in cases.items():
         case = build(*sizes, device=device, seed=run.record.seed)
         key = f"speed.{where}.{name}"
@@ -388,10 +391,20 @@ def _short(n: int) -> str:
     return next((f"{n // unit}{sign}" for unit, sign in ((10**6, "M"), (10**3, "k")) if n % unit == 0), f"{n:,}")
 
 
-if __name__ == "__main__":
+def main(names: Sequence[str]) -> None:
+    """Time the cases of GPU that are named, those left out that the record of this code holds; saved after each."""
+    if unknown := [name for name in names if name not in GPU]:
+        sys.exit(f"case: expected some of {', '.join(GPU)}, found {', '.join(unknown)}")
     if not torch.cuda.is_available():
         sys.exit("georeps.lab.speed needs a CUDA GPU; chapter 13 measures this machine's CPU")
-    found = records.Run("13_speed", profile="gpu", seed=0, device="cuda", parameters={"repeats": 7})
-    measure(found, "gpu", GPU, repeats=7, after=lambda: print(found.save(), len(found.record.metrics), "metrics", flush=True))
+    run = records.Run("13_speed", profile="gpu", seed=0, device="cuda", parameters={"repeats": 7})
+    kept = next((r.metrics for r in records.records("gpu", chapter="13_speed", live=False) if (r.code, r.device) == (run.record.code, run.record.device)), {})
+    run.record.metrics |= kept
+    wanted = {name: GPU[name] for name in names or GPU if f"speed.gpu.{name}.ours.ms" not in kept}
+    measure(run, "gpu", wanted, repeats=7, after=lambda: print(run.save(), len(run.record.metrics), "metrics", flush=True))
     for figure in ("ms", "share", "peak_mib"):
-        print(figure, table(found.record.metrics, "gpu", GPU, figure).to_string(), sep="\n")
+        print(figure, table(run.record.metrics, "gpu", GPU, figure).to_string(), sep="\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

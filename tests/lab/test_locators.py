@@ -84,5 +84,7 @@ def test_a_missing_table_and_a_place_off_the_earth_are_named(tmp_path):
 def test_patches_of_the_sea_are_seen_on_the_axes_of_the_land():
     found = places.sea(12, basis=30)
     assert found.shape == (12, 29) and torch.isfinite(found).all()
+    with pytest.raises(ValueError, match=r"n: expected 1..\d+ \(patches of the lattice without land\), found 0"):
+        places.sea(0, basis=30)
     land = places.world("blocks", "test", n=12, basis=30).features
     assert float(found.std(0).norm()) < 0.5 * float(land.std(0).norm())  # hardly anything is there to tell them apart

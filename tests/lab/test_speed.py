@@ -74,3 +74,24 @@ def test_a_method_that_runs_out_of_memory_is_said_and_not_asked_again():
     metrics = {"speed.gpu.topk.limit_ms": 1.0, "speed.gpu.topk.torch.out_of_memory": 1.0, "speed.gpu.topk.ours.ms": 2.0}
     row = speed.table(metrics, "gpu", {"topk": speed.GPU["topk"]}, "share").iloc[0]
     assert row.ours == "50" and row.torch == "out of memory"
+
+
+def test_a_case_that_the_record_of_this_code_holds_is_not_timed_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GEOREPS_RESULTS", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(records, "device_name", lambda device: "a GPU")
+    timed = []
+
+    def measure(run, where, cases, *, repeats, after):
+        for name in cases:
+            timed.append(name)
+            run[f"speed.gpu.{name}.ours.ms"] = 1.0
+            after()
+
+    monkeypatch.setattr(speed, "measure", measure)
+    speed.main(["rank", "topk"])
+    speed.main([])
+    assert timed == ["rank", "topk", *(name for name in speed.GPU if name not in ("rank", "topk"))]
+    with pytest.raises(SystemExit, match="case: expected some of topk, .*, found nothing"):
+        speed.main(["nothing"])
+    assert "not measured yet" not in capsys.readouterr().out.splitlines()[-1]

@@ -155,6 +155,8 @@ def test_a_flow_is_trained_on_more_draws_at_even_times_where_it_is_asked_to_be(u
     assert len(s) == len(condition) == 192 and float((s > near_data).double().mean()) < 0.35
     with pytest.raises(ValueError, match="times: expected 'schedule' or 'even', found 'late'"):
         geolocation.Locator("sphere", features, x, dim=16, depth=1, times="late").loss(features, x)
+    with pytest.raises(ValueError, match="draws: expected at least 1, found 0"):
+        geolocation.Locator("sphere", features, x, dim=16, depth=1, draws=0).loss(features, x)
 
 
 def test_coupled_noise_goes_the_shorter_ways_to_the_same_places():
