@@ -34,7 +34,9 @@ import georeps
 from georeps.core import cache
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "faiss-cpu", "open-clip-torch")
-TIMED = re.compile(r"\.(ms|seconds\w*|time|\w*points_per_s|limit_ms|peak_mib|tflops|gb_s|ratio)$|^search\.speed\.|^speed\.cpu\.|cost\.(\w+\.)*(time|share)$")
+TIMED = re.compile(
+    r"\.(ms|seconds\w*|time|\w*points_per_s|limit_ms|peak_mib|tflops|gb_s|ratio)$|^search\.speed\.|^speed\.cpu\.|cost\.(\w+\.)*(time|share|step|sample)$"
+)
 DRAWING = {f"georeps.lab.{name}" for name in ("plots", "maps", "elements", "exhibits")}  # decide no number
 METRIC = re.compile(r"[A-Za-z_]\w*(?:\.\w+)+")  # as the checks of claims name them
 REFERENCE_COLUMNS = ["source", "table", "row", "column", "value", "metric"]

@@ -405,7 +405,11 @@ class SimPool(Pooling):
     def __init__(self, dim: int, gamma: float | None = 2.0):
         super().__init__(dim)
         self.norm, self.query, self.key = ColumnNorm(dim), linear_map(dim), linear_map(dim)
-        self.gamma = gamma
+        self.fixed = gamma
+
+    @property
+    def gamma(self) -> float | Tensor | None:
+        return self.fixed
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Pooled:
         flat = _flat(x)
